@@ -1,0 +1,131 @@
+"""The one configuration tree: loaded and checked once at the edge, passed down as small parts.
+
+An empty file is the embedded default; every key has a default, an unknown key is an error that names it.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class ConfigError(Exception):
+    """The configuration file cannot be used; the message says which key, why, and what to do."""
+
+
+class Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Kafka(Part):
+    bootstrap: str | None = Field(None, description="host:port[,host:port]; null starts an embedded broker")
+    security: dict[str, Any] = Field(default_factory=dict, description="librdkafka settings, passed to every client as they are")
+    partitions: int = Field(2, ge=1, description="partitions of the event topics")
+    retention_ms: int = Field(14 * 86_400_000, description="retention of the event topics; must exceed the attribution window")
+
+
+class Redis(Part):
+    url: str | None = Field(None, description="redis://host:port/db; null starts an embedded server")
+
+
+class Http(Part):
+    host: str = "127.0.0.1"
+    port: int = Field(0, ge=0, le=65535, description="0 = a free one")
+
+
+class Samples(Part):
+    label_window_s: float = Field(60, gt=0, description="how long an impression waits for its labels")
+    attribution_window_s: float = Field(7 * 86_400, gt=0, description="how long later labels become corrections")
+    disorder_s: float = Field(5, ge=0, description="bounded disorder of event time")
+
+
+class Features(Part):
+    disorder_s: float = Field(0.5, ge=0, description="bounded disorder of the feature job; later events count when they arrive")
+    history: int = Field(50, ge=1, le=1000, description="interactions kept of each user")
+
+
+class Flink(Part):
+    checkpoint_ms: int = Field(1000, ge=100)
+    heap_mb: int = Field(1024, ge=256, description="heap of each embedded job's JVM")
+
+
+class Sids(Part):
+    content_levels: int = Field(2, ge=1, le=4)
+    creative_levels: int = Field(2, ge=1, le=4)
+    codes: int = Field(64, ge=2, le=65_536, description="codes per level of the laptop default; 8192 for the reference preset")
+
+
+class Model(Part):
+    preset: Literal["laptop", "reference"] = "laptop"
+    deterministic: bool = Field(False, description="bitwise reproducible training, somewhat slower")
+    seed: int = 0
+
+
+class Trainer(Part):
+    batch: int = Field(128, ge=1)
+    max_wait_ms: int = Field(500, ge=1, description="learn from a partial batch after this long")
+    checkpoint_s: float = Field(15, gt=0)
+
+
+class Publish(Part):
+    every_s: float = Field(10, gt=0)
+
+
+class Serving(Part):
+    beam_width: int = Field(32, ge=1)
+    deadline_ms: int = Field(150, ge=1)
+    max_batch: int = Field(16, ge=1)
+    log_impressions: bool = Field(True, description="false in a replay, whose impressions come from the log")
+
+
+class Generation(Part):
+    workers: int = Field(1, ge=0)
+    seconds: float = Field(6, ge=5, le=10)
+
+
+class Settings(Part):
+    kafka: Kafka = Kafka()
+    redis: Redis = Redis()
+    http: Http = Http()
+    samples: Samples = Samples()
+    features: Features = Features()
+    flink: Flink = Flink()
+    sids: Sids = Sids()
+    model: Model = Model()
+    trainer: Trainer = Trainer()
+    publish: Publish = Publish()
+    serving: Serving = Serving()
+    generation: Generation = Generation()
+    model_store: str | None = Field(None, description="any fsspec URL; null = a folder in the home")
+
+
+def load(path: Path | None) -> Settings:
+    """Read a configuration file.
+
+    Raises:
+        ConfigError: the file is missing, is not YAML, or has an unknown or impossible key.
+    """
+    if path is None:
+        return Settings()
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: expected keys and values, found {type(tree).__name__}")
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
+        raise ConfigError(f"{path}: " + "; ".join(lines)) from error
+
+
+def home() -> Path:
+    """Folder of data, logs and `state.json`: `SIDSTREAM_HOME`, by default `var/` in the working directory."""
+    return Path(os.environ.get("SIDSTREAM_HOME", "var")).resolve()

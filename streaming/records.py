@@ -1,0 +1,190 @@
+"""Every record that travels through Kafka: the single source for wire format, validation, JSON Schemas and Flink columns.
+
+Records are JSON objects, one per Kafka message. Times are event time, int64 milliseconds UTC. `None` means *unknown*, never zero.
+Unknown fields are tolerated and dropped; an unknown `schema` or a broken bound raises `RecordError` with a reason a person can read.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+UserId = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+ItemId = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Millis = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+Sid = list[int]
+Case = Literal["exact_hit", "content_hit", "miss"]
+EngagementKind = Literal["click", "like", "follow", "comment", "share", "hate", "profile_visit"]
+
+
+class HistoryEntry(msgspec.Struct, frozen=True):
+    """One past interaction; `play_ms` is None where the entry is an engagement, `kinds` is empty where it is a watch."""
+
+    item_id: int
+    ts: int
+    play_ms: int | None = None
+    kinds: list[str] = []
+
+
+class Context(msgspec.Struct, frozen=True):
+    """What was known of the user strictly before the impression; `history` is newest first."""
+
+    history: list[HistoryEntry] = []
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema"):
+    """Common to the input topics."""
+
+    event_id: Identifier
+    user_id: UserId
+    ts: Millis
+
+
+class Impression(Event, frozen=True, kw_only=True, tag="impression/1"):
+    """A video shown to a user."""
+
+    impression_id: Identifier
+    request_id: Identifier
+    item_id: ItemId
+    position: Annotated[int, msgspec.Meta(ge=0)]
+    scene: str
+    duration_ms: Annotated[int, msgspec.Meta(ge=0)]
+    sid: Sid | None = None
+    served_sid: Sid | None = None
+    case: Case | None = None
+    model_version: str | None = None
+    bundle_version: str | None = None
+    policy_logprob: float | None = None
+    pipeline: str | None = None
+    mode: str | None = None
+    cache_age_ms: int | None = None
+    context: Context | None = None
+    device: str | None = None
+    network: str | None = None
+
+
+class Label(Event, frozen=True, kw_only=True):
+    """An event that tells how an impression went; it carries the impression's time, which is its row time in the label window."""
+
+    impression_id: Identifier
+    impression_ts: Millis
+
+
+class Engagement(Label, frozen=True, kw_only=True, tag="engagement/1"):
+    kind: EngagementKind
+    at_ms: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
+class Watch(Label, frozen=True, kw_only=True, tag="watch/1"):
+    play_ms: Annotated[int, msgspec.Meta(ge=0)]
+    duration_ms: Annotated[int, msgspec.Meta(ge=0)]
+    finished: bool | None = None
+    replays: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    stalls: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
+class Conversion(Label, frozen=True, kw_only=True, tag="conversion/1"):
+    value: Annotated[float, msgspec.Meta(ge=0)]
+    currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")]
+
+
+class Questionnaire(Label, frozen=True, kw_only=True, tag="questionnaire/1"):
+    question: str
+    answer: str
+
+
+class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", tag="heartbeat/1"):
+    """Says that a partition's time has reached `ts` although nothing happened in it; sent to every partition by the clock's one owner.
+
+    `user_id` is negative (see `streaming.heartbeat`): it travels through the feature job like a user and so moves the time of the
+    feature topics too, once everything before it has been written there.
+    """
+
+    event_id: Identifier
+    user_id: Annotated[int, msgspec.Meta(lt=0)]
+    ts: Millis
+
+
+class Labels(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of an impression; None = not known yet. Counts, except `play_ms`, `long_view` (0/1) and `conversion_value`."""
+
+    click: int | None = None
+    like: int | None = None
+    follow: int | None = None
+    comment: int | None = None
+    share: int | None = None
+    hate: int | None = None
+    play_ms: int | None = None
+    long_view: int | None = None
+    conversion_value: float | None = None
+
+
+class Sample(msgspec.Struct, frozen=True, kw_only=True):
+    """An impression joined with its labels and the context of its moment; `ready_ts` is when its window closed, in event time."""
+
+    sample_id: str
+    kind: Literal["initial", "correction"]
+    impression_id: str
+    user_id: int
+    item_id: int
+    ts: int
+    ready_ts: int
+    labels: Labels
+    context: Context
+    weight: float = 1.0
+    duration_ms: int | None = None
+    pipeline: str | None = None
+    policy_logprob: float | None = None
+    model_version: str | None = None
+    sid: Sid | None = None
+    served_sid: Sid | None = None
+
+
+class ModelPublished(msgspec.Struct, frozen=True, kw_only=True):
+    """A model version that serving may load; `base` is the version that a delta applies to."""
+
+    version: str
+    base: str | None
+    manifest: str
+    bundle_version: str
+    watermark_ts: int
+    samples_trained: int
+    metrics: dict[str, Any]
+
+
+class GenerationRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A video that somebody would like to see and that does not exist."""
+
+    request_id: str
+    sid: Sid
+    bundle_version: str
+    demand: int
+    reason: Literal["miss", "content_hit"]
+    nearest_sid: Sid
+    user_id: int | None = None
+    metadata: dict[str, Any] | None = None
+
+
+class Video(msgspec.Struct, frozen=True, kw_only=True):
+    """A generated video; `origin_ts` is the time of the request it answers."""
+
+    sid: Sid
+    bundle_version: str
+    uri: str
+    item_id: int
+    duration_ms: int
+    scores: dict[str, float]
+    generator: str
+    origin_ts: int
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """A record that could not be used: where it was, why, and its raw bytes."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    body_base64: str
