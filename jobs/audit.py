@@ -71,7 +71,7 @@ def read_topic(client: Mapping[str, Any], topic: str, timeout_s: float = 120) ->
             for message in messages:
                 error = message.error()
                 if error is None:
-                    yield Raw(topic, message.partition(), message.offset(), message.timestamp()[1], message.value())
+                    yield Raw(topic, message.partition() or 0, message.offset() or 0, message.timestamp()[1], message.value())
                 elif error.name() == "_PARTITION_EOF":
                     open_partitions.discard(message.partition())
                 else:
@@ -88,7 +88,7 @@ def _valid(raw: Raw, record: Any, attribution_ms: int) -> bool:
     """Whether the contract lets a record into the system."""
     if not isinstance(record, dict) or record.get("schema") != SCHEMA_OF[raw.topic]:
         return False
-    ts = record.get("ts")
+    ts: Any = record.get("ts")
     if not (isinstance(record.get("event_id"), str) and record["event_id"] and _integer(record.get("user_id"), 0) and _integer(ts, 0)):
         return False
     if not raw.appended - attribution_ms <= ts <= raw.appended + DAY_MS:
@@ -136,7 +136,7 @@ def collect(raws: Iterable[Raw], attribution_ms: int, disorder_ms: int = 500) ->
     for raw in raws:
         events.read[raw.topic, raw.partition] += 1
         try:
-            record = json.loads(raw.body) if raw.body else None
+            record: Any = json.loads(raw.body) if raw.body else None
         except (ValueError, UnicodeDecodeError, RecursionError):
             record = None
         if isinstance(record, dict) and record.get("schema") == "heartbeat/1":
@@ -233,7 +233,7 @@ def fold_samples(raws: Iterable[Raw], events: Events) -> SampleLedger:
 
 
 def initial_samples_equal_impressions(events: Events, ledger: SampleLedger) -> Invariant:
-    faults = {
+    faults: dict[str, list[Any]] = {
         "impressions without an initial sample": [i for i in events.impressions if not ledger.initial[i]],
         "initial samples of no impression": [i for i, n in ledger.initial.items() if n and i not in events.impressions],
         "impressions with several initial samples": [i for i, n in ledger.initial.items() if n > 1],
@@ -273,7 +273,7 @@ def corrections_follow_initials(ledger: SampleLedger) -> Invariant:
 
 
 def contexts_are_past(ledger: SampleLedger) -> Invariant:
-    faults = {
+    faults: dict[str, list[Any]] = {
         "contexts with an entry not older than their impression": ledger.newer,
         "contexts with an entry that was not known then": ledger.unreal,
     }
@@ -305,7 +305,7 @@ def read_equals_rows_plus_dead_letters(events: Events, letters: Iterable[Raw]) -
             continue
         if base64.b64decode(letter["body_base64"]) != (body or b""):
             altered.append(str(place))
-    faults = {
+    faults: dict[str, list[Any]] = {
         "faulty records without a dead letter": [p for p in events.bodies if not dead[p]],
         "records with several dead letters": [p for p, n in dead.items() if n > 1],
         "valid records with a dead letter": accused,
@@ -350,7 +350,7 @@ def served_sids_decode(events: Events, model_store: Path) -> Invariant:
         levels = zip(sid, counts[version], strict=False)
         if len(sid) != len(counts[version]) or not all(_integer(code, 0) and code < n for code, n in levels):
             undecodable.append(impression_id)
-    faults = {"served SIDs outside their bundle": undecodable, "served impressions without a SID or bundle": unstated}
+    faults: dict[str, list[Any]] = {"served SIDs outside their bundle": undecodable, "served impressions without a SID or bundle": unstated}
     return _verdict("every served SID decodes under the stated bundle", faults, f"{checked} served SIDs under {len(counts)} bundles")
 
 
