@@ -1,4 +1,4 @@
-"""A Flink mini cluster in a JVM of its own, driven from Python: how every Flink job of this system is started, watched, resumed and stopped.
+"""A Flink mini cluster in a JVM of its own, driven from Python: how every Flink job here is started, watched, resumed and stopped.
 
 The JVM belongs to the Python process: it ends when that process ends, also by kill -9. State is kept on the heap and checkpointed
 into a folder; a start resumes from the newest complete checkpoint found there, so a killed job and an upgraded one start alike.
@@ -120,7 +120,6 @@ def configuration(cluster: MiniCluster, rest_port: int, resume: Path | None) -> 
         "restart-strategy.type": "exponential-delay",
         "restart-strategy.exponential-delay.initial-backoff": "1 s",
         "restart-strategy.exponential-delay.max-backoff": "10 s",
-        "restart-strategy.exponential-delay.attempts-before-reset-backoff": "infinite",
         "rest.address": "127.0.0.1",
         "rest.port": str(rest_port),
         "rest.bind-port": str(rest_port),

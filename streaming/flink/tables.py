@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from streaming import records, topics
 from streaming.flink.columns import columns, quoted, text, usable
 
 DAY_S = 86_400
-EVENT_RECORDS = (*topics.EVENT_SCHEMAS.values(), records.Heartbeat)
+EVENT_RECORDS: tuple[type[msgspec.Struct], ...] = (*topics.EVENT_SCHEMAS.values(), records.Heartbeat)
 HEARTBEAT = "heartbeat/1"
 
 EVENT_TIME = "TO_TIMESTAMP_LTZ(ts, 3)"
@@ -144,7 +146,8 @@ def event_table(
         f"usable AS {usable_event(attribution_s)}",
         f"rt AS COALESCE({row_time}, {EPOCH})",
         "proc AS PROCTIME()",
-        f"WATERMARK FOR rt AS CASE WHEN {plausible(attribution_s)} THEN {earlier(EVENT_TIME, 'appended')} - {interval(watermark_lag_s)} END",
+        f"WATERMARK FOR rt AS CASE WHEN {plausible(attribution_s)} "
+        f"THEN {earlier(EVENT_TIME, 'appended')} - {interval(watermark_lag_s)} END",
     ]
     body = ",\n    ".join(lines)
     with_clause = options({**source(client, group, topics.EVENT_TOPICS), **(scan or {})})
