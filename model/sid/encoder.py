@@ -63,7 +63,7 @@ def content_vectors(catalogue: pa.Table, together: pa.Table | None, dimensions: 
     if together is not None:
         sequences = _sequences(catalogue, together)
         found = cooccurrence.factors(cooccurrence.pmi(sequences, items, WINDOW), items, dimensions, seed)
-        meetings = np.bincount(sequences.row, (sequences.weight > 0).astype(np.float64), items)
+        meetings = np.bincount(sequences.row, sequences.weight > 0, items).astype(np.float64)
         blocks["together"] = _towards_tag(_unit(found), meetings, tags)
     return _compress(blocks, CONTENT_WEIGHTS, dimensions)
 
