@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Final, Generic, TypeVar
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"sidstream.{__name__}")
 
 Ask = TypeVar("Ask")
 Answer = TypeVar("Answer")

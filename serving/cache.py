@@ -67,8 +67,8 @@ end
 return {exact, content}
 """
 
-# KEYS: sids, videos. ARGV: prefix of the content sets, then per video: SID, content, item id, JSON, rating. An item that is there already keeps
-# its place and its rating, so putting twice changes nothing but the JSON.
+# KEYS: sids, videos. ARGV: prefix of the content sets, then per video: SID, content, item id, JSON, rating.
+# An item that is there already is left alone.
 PUT: Final = """
 local added = 0
 for i = 2, #ARGV, 5 do

@@ -1,7 +1,7 @@
 """Which videos exist, by distance: the nearest SID that has a video, in codebook space, from memory.
 
-A SID's place in that space is the sum of its content centroids beside the sum of its creative centroids. The distinct SIDs that have a video
-are held as one float32 matrix that grows as videos come.
+A SID's place in that space is the sum of its content centroids beside the sum of its creative centroids. The distinct SIDs that
+have a video are held as one float32 matrix that grows as videos come.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from kernels.nearest import nearest
 from serving.cache import CachedVideo, Codes
-
 
 Place = Callable[[npt.NDArray[np.int32]], npt.NDArray[np.float32]]  # int32[M, L] SIDs -> float32[M, d]
 
@@ -28,11 +28,17 @@ class Shelf:
         self._rows: dict[Codes, int] = {}
         self._by_row: list[tuple[CachedVideo, ...]] = []
         self._by_item: dict[int, CachedVideo] = {}
+        self._generated = 0
         self._places = torch.empty(0, 0)  # float32[capacity, d]; the first len(_by_row) rows count
         self.add(videos)
 
     def __len__(self) -> int:
         return len(self._by_item)
+
+    @property
+    def generated(self) -> int:
+        """How many of the videos were generated."""
+        return self._generated
 
     @property
     def sids(self) -> int:
@@ -57,6 +63,7 @@ class Shelf:
                 row = self._rows[video.sid]
                 self._by_row[row] = (video, *self._by_row[row])
                 self._by_item[video.item_id] = video
+                self._generated += video.generated
             return len(fresh)
 
     def nearest(self, sids: Sequence[Codes], k: int) -> list[list[CachedVideo]]:
@@ -66,9 +73,7 @@ class Shelf:
         if not sids or not known:
             return [[] for _ in sids]
         queries = torch.from_numpy(self._place(np.asarray(sids, dtype=np.int32)))
-        places = places[:known]
-        closeness = torch.addmm(-0.5 * places.square().sum(1), queries, places.T)  # half the squared distance, without the query's own part
-        rows = closeness.topk(min(k, known), dim=1).indices
+        _, rows = nearest(queries, places[:known], min(k, known))
         return [[video for row in found for video in self._by_row[row]] for found in rows.tolist()]
 
     def _grow(self, sids: list[Codes]) -> None:

@@ -1,4 +1,4 @@
-"""Demand for videos that do not exist: what was asked, merged per process, so that a popular SID is requested once in a while, not each time."""
+"""Demand for videos that do not exist, merged per process: a popular SID is requested once in a while with its count, not each time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Answers a batch of requests: features, beam search, SID cache, neighbours, policy. Runs in the batcher's thread; one round trip to each store."""
+"""Answers a batch of requests: features, beam search, SID cache, neighbours, policy. Runs in the batcher's thread."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
 
 from serving.cache import CachedVideo, Codes, Lookup
 from serving.degrade import Popularity
+from serving.metrics import Metrics
 from serving.model import ModelSlot, Person, Serving
 from serving.recommend import Candidate, Feed, compose
 from streaming.records import Context, HistoryEntry
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"sidstream.{__name__}")
 
 NEIGHBOURS: Final = 24  # SIDs near a missing one: enough to step around what the person saw and what the feed already has
 FILLERS: Final = 200
@@ -57,18 +58,19 @@ class Answered:
     feed: Feed
     serving: Serving
     context: Context | None
-    width: int
-    stage_s: Mapping[str, float] = field(default_factory=dict)
 
 
 class Engine:
     """The path of a batch through the model and the stores."""
 
-    def __init__(self, model: ModelSlot, features: History, cache: Cache, popularity: Popularity, chance: random.Random) -> None:
+    def __init__(
+        self, model: ModelSlot, features: History, cache: Cache, popularity: Popularity, metrics: Metrics, chance: random.Random
+    ) -> None:
         self._model = model
         self._features = features
         self._cache = cache
         self._popularity = popularity
+        self._metrics = metrics
         self._chance = chance
         self._features_rest_until = 0.0
 
@@ -101,13 +103,15 @@ class Engine:
         looked_up = time.monotonic()
         near = self._neighbours(serving, beams, found)
         feeds = [self._compose(serving, ask, context, beam, found, near) for ask, context, beam in zip(asks, contexts, beams, strict=True)]
-        stages = {
-            "features": read - started,
-            "beam": searched - read,
-            "cache": looked_up - searched,
-            "policy": time.monotonic() - looked_up,
-        }
-        return [Answered(feed, serving, context, width, stages) for feed, context in zip(feeds, contexts, strict=True)]
+        composed = time.monotonic()
+        for stage, took in (
+            ("features", read - started),
+            ("beam", searched - read),
+            ("cache", looked_up - searched),
+            ("policy", composed - looked_up),
+        ):
+            self._metrics.stages.labels(stage).observe(took)
+        return [Answered(feed, serving, context) for feed, context in zip(feeds, contexts, strict=True)]
 
     def _contexts(self, user_ids: Sequence[int]) -> list[Context | None]:
         """What is known of each person, or None where the features cannot be read; then they are left alone for a second."""

@@ -14,7 +14,7 @@ import msgspec
 from serving.metrics import Metrics
 from streaming import records, topics
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"sidstream.{__name__}")
 
 DAY_MS: Final = 86_400_000
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter as Tally
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -48,14 +50,17 @@ class Metrics:
         for case in ("exact_hit", "content_hit", "miss"):
             self.cases.labels(case)
         self._seconds: deque[Second] = deque(maxlen=SECONDS_KEPT)
+        self._lock = threading.Lock()
 
     def tick(self, at_s: float, **counts: int) -> None:
         """Count things in the current second."""
-        self._second(at_s).counts.update(counts)
+        with self._lock:
+            self._second(at_s).counts.update(counts)
 
     def latency_ms(self, at_s: float, took_ms: float) -> None:
         self.latency.observe(took_ms / 1000)
-        self._second(at_s).latencies_ms.append(took_ms)
+        with self._lock:
+            self._second(at_s).latencies_ms.append(took_ms)
 
     def serving(self, version: str, bundle: str) -> None:
         """The version that serves now."""
@@ -67,7 +72,7 @@ class Metrics:
         return generate_latest(self.registry)
 
     def series(self, at_s: float, *, seconds: int, step: int) -> dict[str, list[Any]]:
-        """Counts by steps of `step` seconds, oldest first: `{"at": […], name: […], "p50": […], "p99": […]}`; None where nothing was measured."""
+        """Counts by steps of `step` seconds, oldest first: `{"at": […], name: […], "p50": […], "p99": […]}`; None = not measured."""
         newest = int(at_s) // step * step  # the running step is left out: it is not full
         starts = list(range(newest - seconds // step * step, newest, step))
         buckets = {start: Second(start) for start in starts}
@@ -97,7 +102,7 @@ class Metrics:
         return self._seconds[-1]
 
 
-def quantile(values: list[float], q: float) -> float | None:
+def quantile(values: Sequence[float], q: float) -> float | None:
     """The value below which a share `q` lies, by nearest rank; None of nothing."""
     if not values:
         return None

@@ -10,17 +10,18 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from serving.cache import Codes
 from serving.candidates import Shelf
 from streaming.records import Context
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"sidstream.{__name__}")
 
 FAILURES_BEFORE_ROLLBACK: Final = 3
 ATTEMPTS: Final = 3  # a store over the network may fail for a moment; a version is bad when it failed this often
@@ -41,8 +42,11 @@ class Policy(Protocol):
 
     version: str
 
-    def beam(self, people: Sequence[Person], width: int) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-        """(SIDs int32[B, W, L], log-probabilities float32[B, W]), best first."""
+    def beam(self, people: Sequence[Person], width: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """(SIDs int64[B, W, L], log-probabilities float32[B, W]), best first; −∞ where there is no further beam."""
+
+    def learn(self, item_id: int, sid: Codes) -> None:
+        """Know a new video, so that it means something in a history."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Serving:
 
     policy: Policy
     codebook: Codebook
+    facts: Mapping[str, Any] = field(default_factory=dict)  # of its manifest: watermark_ts, samples_trained, metrics
     since: float = field(default_factory=time.time)  # wall clock, s
 
 
@@ -68,10 +73,11 @@ class Serving:
 class Swap:
     """One change of the serving model, or one that failed."""
 
-    at: float
+    at: float  # wall clock, s
     version: str
     outcome: str  # swapped, rejected, rolled_back
     detail: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class BadVersion(Exception):
@@ -90,10 +96,11 @@ def trial(serving: Serving, widest: int) -> None:
         sids, log_prob = serving.policy.beam(people[:rows], widest)
         if sids.ndim != 3 or sids.shape[0] != rows or sids.shape[2] != len(counts) or log_prob.shape != sids.shape[:2] or not sids.shape[1]:
             raise BadVersion(f"answers shapes {sids.shape} and {log_prob.shape} for {rows} rows of {len(counts)} levels")
-        if (sids < 0).any() or (sids >= counts).any():
-            raise BadVersion("answers codes outside the bundle's codebooks")
         if np.isnan(log_prob).any() or not np.isfinite(log_prob[:, 0]).all():
             raise BadVersion("answers log-probabilities that are no numbers")
+        codes = sids[np.isfinite(log_prob)]
+        if (codes < 0).any() or (codes >= counts).any():
+            raise BadVersion("answers codes outside the bundle's codebooks")
 
 
 class ModelSlot:
@@ -154,7 +161,7 @@ class ModelSlot:
         with self._lock:
             self._previous, self._serving, self._failures = self._serving, fresh, 0
         self._attempts.clear()
-        self._note(version, "swapped", f"{time.monotonic() - started:.2f} s")
+        self._note(version, "swapped", f"{time.monotonic() - started:.2f} s", fresh.facts)
         return True
 
     def succeeded(self, serving: Serving) -> None:
@@ -174,8 +181,8 @@ class ModelSlot:
             self._serving, self._previous, self._failures = self._previous, None, 0
         self._note(serving.policy.version, "rolled_back", f"{type(error).__name__}: {error}")
 
-    def _note(self, version: str, outcome: str, detail: str) -> None:
-        swap = Swap(time.time(), version, outcome, detail)
+    def _note(self, version: str, outcome: str, detail: str, facts: Mapping[str, Any] | None = None) -> None:
+        swap = Swap(time.time(), version, outcome, detail, facts or {})
         self.swaps.append(swap)
         level = logging.INFO if outcome == "swapped" else logging.ERROR
         log.log(level, "event=model_%s version=%s detail=%r", outcome, version, detail)

@@ -1,7 +1,8 @@
 """The policy of a feed, pure: what the model asked for and what exists, composed into distinct items, with what should be made.
 
-Three cases of a served video against the SID that was asked, told by comparing the two: **exact hit** (equal), **content hit** (equal in the
-content levels), **miss** (neither). An asked SID that has no video keeps its slot: the nearest thing that exists is served there, and the SID is wanted.
+Three cases of a served video against the SID that was asked, told by comparing the two: **exact hit** (equal), **content hit**
+(equal in the content levels), **miss** (neither). An asked SID that has no video keeps its slot: the nearest thing that exists is
+served there, and the SID is wanted.
 """
 
 from __future__ import annotations

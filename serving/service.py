@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Protocol
 import msgspec
 
 from serving.batching import Batcher, Stopped, TooLate
-from serving.cache import CacheGone, CachedVideo
+from serving.cache import CachedVideo, CacheGone
 from serving.degrade import Popularity, RecentFeeds, fallback
 from serving.demand import DemandLedger, Wanted
 from serving.engine import Answered, Ask, NoModel
@@ -23,7 +23,7 @@ from serving.model import Codebook
 from serving.recommend import Slot
 from streaming import records
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"sidstream.{__name__}")
 
 MARGIN_S: Final = 0.008  # of a deadline, kept for composing and sending the answer
 MOST_ITEMS: Final = 100
