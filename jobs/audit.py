@@ -169,7 +169,7 @@ def _some(ids: Iterable[Any]) -> str:
     return ", ".join(ids[:SHOWN]) + (f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else "")
 
 
-def _verdict(name: str, faults: Mapping[str, Sequence[Any]], ok: str) -> Invariant:
+def verdict(name: str, faults: Mapping[str, Sequence[Any]], ok: str) -> Invariant:
     bad = {what: ids for what, ids in faults.items() if ids}
     return Invariant(name, not bad, "; ".join(f"{len(ids)} {what}: {_some(ids)}" for what, ids in bad.items()) or ok)
 
@@ -239,7 +239,7 @@ def initial_samples_equal_impressions(events: Events, ledger: SampleLedger) -> I
         "impressions with several initial samples": [i for i, n in ledger.initial.items() if n > 1],
         "sample ids seen twice": [i for i, n in ledger.sample_ids.items() if n > 1],
     }
-    return _verdict("initial samples = impressions", faults, f"{len(events.impressions)} of {len(events.impressions)}, by id")
+    return verdict("initial samples = impressions", faults, f"{len(events.impressions)} of {len(events.impressions)}, by id")
 
 
 def every_label_exactly_once(events: Events, ledger: SampleLedger) -> Invariant:
@@ -263,13 +263,13 @@ def every_label_exactly_once(events: Events, ledger: SampleLedger) -> Invariant:
         if not same or bool(want["watches"]) != bool(got["watches"]):
             wrong.append(f"{impression_id} expected {dict(want)} found {dict(got)}")
     total = sum(label["impression_id"] in events.impressions for label in events.labels.values())
-    return _verdict("every label in exactly one sample or correction", {"impressions with other labels": wrong}, f"{total} labels")
+    return verdict("every label in exactly one sample or correction", {"impressions with other labels": wrong}, f"{total} labels")
 
 
 def corrections_follow_initials(ledger: SampleLedger) -> Invariant:
     corrections = sum(ledger.sample_ids.values()) - sum(ledger.initial.values())
     faults = {"corrections before their initial": ledger.early_corrections}
-    return _verdict("a correction only after its initial", faults, f"{corrections} corrections")
+    return verdict("a correction only after its initial", faults, f"{corrections} corrections")
 
 
 def contexts_are_past(ledger: SampleLedger) -> Invariant:
@@ -277,7 +277,7 @@ def contexts_are_past(ledger: SampleLedger) -> Invariant:
         "contexts with an entry not older than their impression": ledger.newer,
         "contexts with an entry that was not known then": ledger.unreal,
     }
-    return _verdict("no context newer than its impression", faults, f"{ledger.contexts} contexts with a history")
+    return verdict("no context newer than its impression", faults, f"{ledger.contexts} contexts with a history")
 
 
 def read_equals_rows_plus_dead_letters(events: Events, letters: Iterable[Raw]) -> Invariant:
@@ -313,7 +313,7 @@ def read_equals_rows_plus_dead_letters(events: Events, letters: Iterable[Raw]) -
     }
     rows, hearts = sum(events.valid.values()), sum(events.heartbeats.values())
     ok = f"{sum(events.read.values())} read = {rows} rows + {hearts} heartbeats + {len(events.bodies)} dead letters; {orphans} orphans"
-    return _verdict("read = rows + dead letters, per partition", faults, ok)
+    return verdict("read = rows + dead letters, per partition", faults, ok)
 
 
 def code_counts(model_store: Path, bundle_version: str) -> list[int]:
@@ -351,7 +351,7 @@ def served_sids_decode(events: Events, model_store: Path) -> Invariant:
         if len(sid) != len(counts[version]) or not all(_integer(code, 0) and code < n for code, n in levels):
             undecodable.append(impression_id)
     faults: dict[str, list[Any]] = {"served SIDs outside their bundle": undecodable, "served impressions without a SID or bundle": unstated}
-    return _verdict("every served SID decodes under the stated bundle", faults, f"{checked} served SIDs under {len(counts)} bundles")
+    return verdict("every served SID decodes under the stated bundle", faults, f"{checked} served SIDs under {len(counts)} bundles")
 
 
 def cases_add_up(events: Events, answered: Mapping[str, int], items: int, *, logged: bool) -> Invariant:
@@ -370,7 +370,7 @@ def cases_add_up(events: Events, answered: Mapping[str, int], items: int, *, log
         differing = [name for name in answered.keys() | topic.keys() if answered.get(name, 0) != topic[name]]
         faults["cases that differ from the topic"] = [f"{name}: told {answered.get(name, 0)}, logged {topic[name]}" for name in differing]
     summary = ", ".join(f"{count} {case}" for case, count in sorted(answered.items())) or "nothing asked"
-    return _verdict("the three cases add up to what was asked", faults, summary)
+    return verdict("the three cases add up to what was asked", faults, summary)
 
 
 def videos_play(raws: Iterable[Raw], folder: Path) -> Invariant:
@@ -394,9 +394,9 @@ def videos_play(raws: Iterable[Raw], folder: Path) -> Invariant:
             played += 1
         except (OSError, IndexError, av.error.FFmpegError) as error:
             broken.append(f"{name}: {error}")
-    return _verdict("every video plays", {"broken videos": broken}, f"{played} videos decoded to the last frame, with sound")
+    return verdict("every video plays", {"broken videos": broken}, f"{played} videos decoded to the last frame, with sound")
 
 
 def processes_exited_cleanly(exit_codes: Mapping[str, int | None]) -> Invariant:
     bad = [f"{name}: {code}" for name, code in exit_codes.items() if code != 0]
-    return _verdict("every process exited cleanly", {"processes": bad}, ", ".join(sorted(exit_codes)))
+    return verdict("every process exited cleanly", {"processes": bad}, ", ".join(sorted(exit_codes)))

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from jobs import audit
 from jobs.audit import Invariant
+from jobs.audit_features import online_features_equal
 from jobs.observer import Observer, percentiles
 from jobs.process import Endpoints, endpoints
 from jobs.report import commit, machine, read_json, render
@@ -165,6 +166,9 @@ def check(run: Run, settings: Settings, ends: Endpoints, traffic: Mapping[str, A
         audit.videos_play(made, run.home / "videos"),
         audit.read_equals_rows_plus_dead_letters(events, letters),
     ]
+    bar.set_description("audit: features")
+    disorder_ms = int(settings.features.disorder_s * 1000)
+    invariants.append(online_features_equal(events, ends.feature_repo, disorder_ms, length=settings.features.history))
     labels = [label["topic"] for label in events.labels.values()]
     corrections = sum(ledger.sample_ids.values()) - sum(ledger.initial.values())
     counts = {
@@ -228,6 +232,8 @@ def bounded(run: Run, settings: Settings, target: Path | None) -> bool:
         stages[name] = round(time.monotonic() - started, 1)
 
     try:
+        build_sids(run)
+        stage("sids")
         run.call("up", "--detach")
         stage("up")
         ends = endpoints(settings, run.home)
@@ -258,6 +264,14 @@ def bounded(run: Run, settings: Settings, target: Path | None) -> bool:
     return all(invariant.holds for invariant in invariants)
 
 
+def build_sids(run: Run) -> None:
+    """Semantic IDs for the catalogue of the source, unless the home has them already."""
+    if (run.home / "models" / "BUNDLE").exists():
+        return
+    where = ["--seed", str(run.seed)] if run.source == "simulator" else ["--dir", str(run.folder)]
+    run.call("sids", "build", "--source", run.source, *where)
+
+
 def watch(run: Run, settings: Settings, ends: Endpoints) -> Observer:
     from features.reader import FeatureReader
 
@@ -275,6 +289,7 @@ def watch(run: Run, settings: Settings, ends: Endpoints) -> Observer:
 
 def page(run: Run, settings: Settings) -> None:
     """The loop for people: everything runs, simulated users come and go until Ctrl-C."""
+    build_sids(run)
     run.call("up", "--detach")
     try:
         address = endpoints(settings, run.home).http
