@@ -90,12 +90,17 @@ def feature_repo(home: Path) -> Path:
 
 
 def read_state(home: Path) -> dict[str, Any]:
-    """The home's `state.json`; empty when nothing runs there."""
+    """The home's `state.json`; empty when nothing has run there."""
+    return read_json(home / "state.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object; empty when the file is absent or no such thing."""
     try:
-        state = json.loads((home / "state.json").read_text())
+        value = json.loads(path.read_text())
     except (OSError, ValueError):
         return {}
-    return state if isinstance(state, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -112,12 +117,9 @@ def ready(home: Path, name: str, **facts: Any) -> None:
     write_json(home / "run" / f"{name}.ready", {"pid": me.pid, "started": me.create_time(), "at": time.time(), "facts": facts})
 
 
-def read_ready(home: Path, name: str) -> dict[str, Any] | None:
-    """What `ready` wrote; None before that."""
-    try:
-        return json.loads((home / "run" / f"{name}.ready").read_text())
-    except (OSError, ValueError):
-        return None
+def read_ready(home: Path, name: str) -> dict[str, Any]:
+    """What `ready` wrote; empty before that."""
+    return read_json(home / "run" / f"{name}.ready")
 
 
 def run(name: str, main: Callable[[Settings, Endpoints, Stop], None], config: Path | None) -> None:

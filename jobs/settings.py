@@ -25,7 +25,10 @@ class Kafka(Part):
     bootstrap: str | None = Field(None, description="host:port[,host:port]; null starts an embedded broker")
     security: dict[str, Any] = Field(default_factory=dict, description="librdkafka settings, passed to every client as they are")
     partitions: int = Field(2, ge=1, description="partitions of the event topics")
-    retention_ms: int = Field(14 * 86_400_000, description="retention of the event topics; must exceed the attribution window")
+    retention_ms: int = Field(
+        -1, ge=-1, description="retention of the event topics, by record time; -1 = none: a replay's records are years old when they arrive"
+    )
+    retention_bytes: int = Field(2 * 1024**3, ge=-1, description="retention of each partition of the event topics; -1 = none")
 
 
 class Redis(Part):

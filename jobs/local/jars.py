@@ -128,3 +128,15 @@ def brief(error: Exception) -> str:
     """First line of an error, short enough for one line of output."""
     lines = str(error).splitlines() or [type(error).__name__]
     return lines[0][:160]
+
+
+def main() -> None:
+    """Set-up's step: fetch what is missing, one line a jar; one line and exit code 1 when that fails."""
+    try:
+        fetch(locked(), lambda line: print(f"  {line}", flush=True))
+    except JarsMissing as error:
+        sys.exit(f"setup: {error}")
+
+
+if __name__ == "__main__":
+    main()
