@@ -125,14 +125,17 @@ class Events:
     read: Counter[tuple[str, int]] = field(default_factory=Counter)
     valid: Counter[tuple[str, int]] = field(default_factory=Counter)
     heartbeats: Counter[tuple[str, int]] = field(default_factory=Counter)
-    label_places: dict[tuple[str, int, int], bytes] = field(default_factory=dict)  # of labels whose impression is unknown
+    orphans: dict[tuple[str, int, int], bytes] = field(default_factory=dict)  # labels whose impression is unknown, by place
+    strays: dict[tuple[str, int, int], bytes] = field(
+        default_factory=dict
+    )  # labels at odds with their impression's time, or too late for it
 
 
 def collect(raws: Iterable[Raw], attribution_ms: int, disorder_ms: int = 500) -> Events:
     """Sort raw records into heartbeats, valid events (first of each id) and the rest."""
     events = Events()
     seen: set[str] = set()
-    places: dict[str, list[tuple[tuple[str, int, int], bytes]]] = defaultdict(list)
+    places: dict[str, list[tuple[tuple[str, int, int], bytes, dict[str, Any]]]] = defaultdict(list)
     for raw in raws:
         events.read[raw.topic, raw.partition] += 1
         try:
@@ -147,7 +150,9 @@ def collect(raws: Iterable[Raw], attribution_ms: int, disorder_ms: int = 500) ->
             continue
         events.valid[raw.topic, raw.partition] += 1
         if raw.topic != "impressions":
-            places[record["impression_id"]].append((raw.place, raw.body or b""))
+            record["topic"] = raw.topic
+            record["known_at"] = max(record["ts"], raw.appended - disorder_ms)
+            places[record["impression_id"]].append((raw.place, raw.body or b"", record))
         if record["event_id"] in seen:
             continue
         seen.add(record["event_id"])
@@ -155,12 +160,16 @@ def collect(raws: Iterable[Raw], attribution_ms: int, disorder_ms: int = 500) ->
             record["appended"] = raw.appended
             events.impressions.setdefault(record["impression_id"], record)
         else:
-            record["topic"] = raw.topic
-            record["known_at"] = max(record["ts"], raw.appended - disorder_ms)
             events.labels[record["event_id"]] = record
     for impression_id, where in places.items():
         if impression_id not in events.impressions:
-            events.label_places.update(where)
+            events.orphans.update({place: body for place, body, _ in where})
+            continue
+        shown_ms = events.impressions[impression_id]["ts"]
+        for place, body, label in where:
+            if label["impression_ts"] != shown_ms or label["known_at"] - shown_ms >= attribution_ms:
+                events.strays[place] = body
+                events.labels.pop(label["event_id"], None)
     return events
 
 
@@ -283,7 +292,8 @@ def contexts_are_past(ledger: SampleLedger) -> Invariant:
 def read_equals_rows_plus_dead_letters(events: Events, letters: Iterable[Raw]) -> Invariant:
     """Each raw record is a heartbeat, a valid event or a dead letter with its raw bytes.
 
-    Orphans are valid events whose impression never came.
+    Orphans (labels whose impression never came) may be dead letters once their time is over; strays (labels at odds with their
+    impression's time, or later than its attribution window) must be.
     """
     dead: Counter[tuple[str, int, int]] = Counter()
     altered: list[str] = []
@@ -297,9 +307,11 @@ def read_equals_rows_plus_dead_letters(events: Events, letters: Iterable[Raw]) -
         dead[place] += 1
         if place in events.bodies:
             body: bytes | None = events.bodies[place]
-        elif letter["reason"].startswith("orphan") and place in events.label_places:
-            body = events.label_places[place]
+        elif place in events.orphans and "orphan" in letter["reason"]:
+            body = events.orphans[place]
             orphans += 1
+        elif place in events.strays:
+            body = events.strays[place]
         else:
             accused.append(f"{place} ({letter['reason']})")
             continue

@@ -192,3 +192,11 @@ def test_a_video_that_is_no_video_is_found(tmp_path):
 def test_a_process_that_was_killed_is_found():
     assert audit.processes_exited_cleanly({"trainer": 0}).holds
     assert not audit.processes_exited_cleanly({"trainer": 0, "server": -9}).holds
+
+
+def test_a_label_at_odds_with_its_impressions_time_is_a_dead_letter_and_in_no_sample(log):
+    raw = log.watch("a", event_id="stray", impression_ts=T0 - 5, play_ms=77)
+    assert audit.every_label_exactly_once(log.events(), log.ledger()).holds
+    assert not audit.read_equals_rows_plus_dead_letters(log.events(), log.letters).holds
+    log.letter(raw, reason="impression_ts is not the time of its impression")
+    assert audit.read_equals_rows_plus_dead_letters(log.events(), log.letters).holds
