@@ -17,15 +17,13 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import mmh3
 import msgspec
 
-if TYPE_CHECKING:
-    from feast import StreamFeatureView
+from features.view import Feature, View
 
 PREFIX = "sidstream:features"
 STRING, INT64 = 2, 4  # feast.types.ValueType
@@ -94,7 +92,6 @@ PYTHON_TYPES: dict[str, Any] = {
     "String": str | None,
     "Json": msgspec.Raw,
 }
-NUMERIC = frozenset({"Int64", "Float64", "Float32", "Bool"})
 
 
 def length_prefixed(encoded: bytes, tag: bytes) -> bytes:
@@ -137,13 +134,6 @@ def field_name(view: str, feature: str) -> bytes:
 def timestamp_field(view: str) -> bytes:
     """Name of the field with a view's event timestamp."""
     return f"_ts:{view}".encode()
-
-
-class Feature(msgspec.Struct, frozen=True):
-    """A feature of a view; `type` is Feast's name for it: Int64, Float64, Float32, Bool, String or Json."""
-
-    name: str
-    type: str
 
 
 class ViewLayout(msgspec.Struct, frozen=True, dict=True):
@@ -219,21 +209,6 @@ def offsets_key(project: str) -> str:
     return f"{PREFIX}:{project}:offsets"
 
 
-def layout_of(view: StreamFeatureView) -> ViewLayout:
-    """The layout of a Feast view.
-
-    Raises:
-        ValueError: the view has another entity than one int64, or a feature of a type that is not written.
-    """
-    if len(view.entity_columns) != 1 or str(view.entity_columns[0].dtype) != "Int64":
-        raise ValueError(f"{view.name}: expected one entity of type Int64, found {[str(c) for c in view.entity_columns]}")
-    join_key = view.entity_columns[0].name
-    features = tuple(Feature(field.name, str(field.dtype)) for field in view.schema if field.name != join_key)
-    unknown = [f"{feature.name}: {feature.type}" for feature in features if feature.type not in ENCODERS]
-    if unknown:
-        raise ValueError(f"{view.name}: no online layout for {', '.join(unknown)} (there are {', '.join(ENCODERS)})")
-    packed = view.tags.get("packed") == "true"
-    texts = [feature.name for feature in features if feature.type not in NUMERIC]
-    if packed and texts:
-        raise ValueError(f"{view.name}: packed views hold numbers only; {', '.join(texts)} is none")
-    return ViewLayout(view.name, join_key, features, packed)
+def layout_of(view: View) -> ViewLayout:
+    """Where the values of a view lie."""
+    return ViewLayout(view.name, view.join_key, view.features, view.packed)

@@ -9,16 +9,13 @@ import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from features.layout import ViewLayout, layout_of
+import msgspec
 
-if TYPE_CHECKING:
-    from feast import FeatureStore, StreamFeatureView
+from features.view import View, view_of
 
 PROJECT = "sidstream"
 TEMPLATE = Path(__file__).with_name("feature_store.yaml")
@@ -72,20 +69,12 @@ def load_definitions(path: Path) -> ModuleType:
     return module
 
 
-def defined_views(definitions: Path = DEFINITIONS) -> list[StreamFeatureView]:
-    """The stream feature views of a definitions file, in its order."""
+def defined_views(definitions: Path = DEFINITIONS) -> list[View]:
+    """The stream feature views of a definitions file, by name."""
     from feast import StreamFeatureView
 
-    return [value for value in vars(load_definitions(definitions)).values() if isinstance(value, StreamFeatureView)]
-
-
-def store(folder: Path) -> FeatureStore:
-    """The Feast store of a rendered repository."""
-    from feast import FeatureStore
-
-    if not (folder / "feature_store.yaml").exists():
-        raise NotApplied(f"{folder} has no feature_store.yaml: run `sidstream features apply`")
-    return FeatureStore(repo_path=str(folder))
+    found = [value for value in vars(load_definitions(definitions)).values() if isinstance(value, StreamFeatureView)]
+    return sorted(map(view_of, found), key=lambda view: view.name)
 
 
 def apply(folder: Path) -> str:
@@ -95,23 +84,25 @@ def apply(folder: Path) -> str:
         NotApplied: Feast refuses; the message is Feast's own.
     """
     command = [sys.executable, "-W", "ignore", "-m", "feast.cli.cli", "--chdir", str(folder), "apply", "--skip-source-validation"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "FEAST_USAGE": "False"})
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise NotApplied(f"feast apply in {folder}: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
     return done.stdout
 
 
-def applied_views(folder: Path) -> list[StreamFeatureView]:
-    """The stream feature views of the registry.
+def registered_views(folder: Path) -> list[View]:
+    """The views of the registry, by name: from `views.json` unless the registry is newer (somebody ran `feast apply` by hand).
 
     Raises:
         NotApplied: nothing was applied yet.
     """
-    if not (folder / "data" / "registry.db").exists():
+    registry, views = folder / "data" / "registry.db", folder / "data" / "views.json"
+    if not registry.exists():
         raise NotApplied(f"{folder} has no registry: run `sidstream features apply`")
-    return sorted(store(folder).list_stream_feature_views(), key=lambda view: view.name)
+    if views.exists() and views.stat().st_mtime_ns >= registry.stat().st_mtime_ns:
+        return msgspec.json.decode(views.read_bytes(), type=list[View])
+    from feast import FeatureStore
 
-
-def layouts(views: Sequence[StreamFeatureView]) -> list[ViewLayout]:
-    """How the values of these views lie in Redis."""
-    return [layout_of(view) for view in views]
+    found = sorted(map(view_of, FeatureStore(repo_path=str(folder)).list_stream_feature_views()), key=lambda view: view.name)
+    replace(views, msgspec.json.format(msgspec.json.encode(found)).decode() + "\n")
+    return found
