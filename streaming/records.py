@@ -56,7 +56,7 @@ class Impression(Event, frozen=True, kw_only=True, tag="impression/1"):
     case: Case | None = None
     model_version: str | None = None
     bundle_version: str | None = None
-    policy_logprob: float | None = None
+    policy_logprob: Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)] | None = None
     pipeline: str | None = None
     mode: str | None = None
     cache_age_ms: int | None = None
@@ -86,7 +86,7 @@ class Watch(Label, frozen=True, kw_only=True, tag="watch/1"):
 
 
 class Conversion(Label, frozen=True, kw_only=True, tag="conversion/1"):
-    value: Annotated[float, msgspec.Meta(ge=0)]
+    value: Annotated[float, msgspec.Meta(ge=0, le=1e15)]
     currency: Annotated[str, msgspec.Meta(pattern="^[A-Z]{3}$")]
 
 
@@ -108,7 +108,10 @@ class Heartbeat(msgspec.Struct, frozen=True, kw_only=True, tag_field="schema", t
 
 
 class Labels(msgspec.Struct, frozen=True, kw_only=True):
-    """What became of an impression; None = not known yet. Counts, except `play_ms`, `long_view` (0/1) and `conversion_value`."""
+    """What became of an impression; None = not known yet.
+
+    Counts of events, except `play_ms` (total), `long_view` (0/1: `play_ms` reaches 18 s or the video's end) and `conversion_value` (total).
+    """
 
     click: int | None = None
     like: int | None = None
@@ -116,13 +119,19 @@ class Labels(msgspec.Struct, frozen=True, kw_only=True):
     comment: int | None = None
     share: int | None = None
     hate: int | None = None
+    profile_visit: int | None = None
+    answers: int | None = None
     play_ms: int | None = None
     long_view: int | None = None
     conversion_value: float | None = None
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
-    """An impression joined with its labels and the context of its moment; `ready_ts` is when its window closed, in event time."""
+    """An impression joined with its labels and the context of its moment; `ready_ts` is when its window closed, in event time.
+
+    A correction holds one label that was not in the initial sample; its other labels are None and its context is empty (the initial
+    sample, which always precedes it, has the context).
+    """
 
     sample_id: str
     kind: Literal["initial", "correction"]

@@ -22,7 +22,8 @@ EVENT_RECORDS: tuple[type[msgspec.Struct], ...] = (*topics.EVENT_SCHEMAS.values(
 HEARTBEAT = "heartbeat/1"
 
 EVENT_TIME = "TO_TIMESTAMP_LTZ(ts, 3)"
-IMPRESSION_TIME = "TO_TIMESTAMP_LTZ(COALESCE(impression_ts, ts), 3)"  # of an impression, its own
+IMPRESSION_TS = "CASE WHEN `schema` = 'impression/1' THEN ts ELSE COALESCE(impression_ts, ts) END"
+IMPRESSION_TIME = f"TO_TIMESTAMP_LTZ({IMPRESSION_TS}, 3)"
 EPOCH = "TO_TIMESTAMP_LTZ(0, 3)"  # row time of what has none; such rows are never usable
 
 
@@ -113,7 +114,12 @@ def plausible(attribution_s: float) -> str:
 
 def usable_event(attribution_s: float) -> str:
     """Condition under which a row is used; everything else is rejected with its partition and offset."""
-    kinds = " OR ".join(f"(topic = {text(topic)} AND {usable(record)})" for topic, record in topics.EVENT_SCHEMAS.items())
+    day, attribution = DAY_S * 1000, round(attribution_s * 1000)
+    label = f" AND impression_ts >= ts - {attribution} AND impression_ts <= ts + {day}"
+    kinds = " OR ".join(
+        f"(topic = {text(topic)} AND {usable(record)}{label if issubclass(record, records.Label) else ''})"
+        for topic, record in topics.EVENT_SCHEMAS.items()
+    )
     return f"(({kinds}) OR ({usable(records.Heartbeat)})) AND {plausible(attribution_s)}"
 
 
