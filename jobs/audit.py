@@ -318,7 +318,7 @@ def read_equals_rows_plus_dead_letters(events: Events, letters: Iterable[Raw]) -
         if base64.b64decode(letter["body_base64"]) != (body or b""):
             altered.append(str(place))
     faults: dict[str, list[Any]] = {
-        "faulty records without a dead letter": [p for p in events.bodies if not dead[p]],
+        "faulty records without a dead letter": [p for p in (*events.bodies, *events.strays) if not dead[p]],
         "records with several dead letters": [p for p, n in dead.items() if n > 1],
         "valid records with a dead letter": accused,
         "dead letters with other bytes": altered,
