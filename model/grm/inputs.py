@@ -1,0 +1,305 @@
+"""From rows (a user, a moment, a history) to the sparse features of a batch.
+
+A batch is one sequence of *tokens* per row: the profile, then the videos of the history, newest first. Every token has the same sparse
+features, most of them empty for the profile, so that one embedding call serves all of them. Ids are hashed into fixed tables: an id
+never seen, a generated video (negative id) and a new user all have a row, and no map has to be kept, saved or evicted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from model.grm.presets import GrmConfig
+from model.sid.bundle import Bundle
+
+Ints = NDArray[np.int64]
+
+KINDS: Final = ("watch", "click", "like", "follow", "comment", "share", "hate", "profile_visit")
+_BIT: Final = {kind: 1 << index for index, kind in enumerate(KINDS)}
+_PLAY_SHARES: Final = np.array([0.02, 0.1, 0.25, 0.5, 0.75, 0.95, 1.5])
+_PLAY_SECONDS: Final = np.array([1.0, 3.0, 7.0, 18.0, 60.0])
+PLAY_ROWS: Final = 1 + len(_PLAY_SHARES) + 1 + len(_PLAY_SECONDS) + 1
+GAP_ROWS: Final = 32
+RANK_ROWS: Final = 64
+
+
+class Entry(Protocol):
+    @property
+    def item_id(self) -> int: ...
+    @property
+    def ts(self) -> int: ...
+    @property
+    def play_ms(self) -> int | None: ...
+    @property
+    def kinds(self) -> Sequence[str]: ...
+
+
+class History(Protocol):
+    @property
+    def history(self) -> Sequence[Any]: ...
+
+
+class Row(Protocol):
+    """What the model reads of a sample or of a request; `ts` is the impression's (or now), `context.history` is newest first."""
+
+    @property
+    def user_id(self) -> int: ...
+    @property
+    def ts(self) -> int: ...
+    @property
+    def context(self) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Query:
+    """A request for a user, in the shape of a sample's context side."""
+
+    user_id: int
+    ts: int
+    context: History
+
+
+def hash_rows(ids: Ints, rows: int) -> Ints:
+    """Table row of each id: splitmix64's finaliser, then modulo; the same in every process and on every machine."""
+    z = ids.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return (z % np.uint64(rows)).astype(np.int64)
+
+
+class Vocabulary:
+    """SID, duration and author of every video the model may meet: a bundle's catalogue and the generated videos learned since.
+
+    Unknown videos have codes -1, duration 0 and author -1.
+    """
+
+    def __init__(self, item_ids: Ints, sids: NDArray[np.int32], durations_ms: Ints, authors: Ints, codes: Sequence[int]) -> None:
+        """
+        Args:
+            item_ids: int64[N], unique, in any order.
+            sids: int32[N, L].
+            durations_ms: int64[N], 0 = unknown.
+            authors: int64[N], -1 = unknown.
+            codes: vocabulary of each level.
+
+        Raises:
+            ValueError: ids repeat or an SID is outside the codebooks.
+        """
+        order = np.argsort(item_ids, kind="stable")
+        self._ids: Ints = np.ascontiguousarray(item_ids[order], dtype=np.int64)
+        self._sids = np.ascontiguousarray(sids[order], dtype=np.int64).reshape(len(item_ids), len(codes))
+        self._durations: Ints = np.ascontiguousarray(durations_ms[order], dtype=np.int64)
+        self._authors: Ints = np.ascontiguousarray(authors[order], dtype=np.int64)
+        self.codes = tuple(codes)
+        self.generated: dict[int, tuple[int, ...]] = {}
+        if len(self._ids) > 1 and (np.diff(self._ids) == 0).any():
+            raise ValueError("item_ids repeat")
+        if len(self._ids) and ((self._sids < 0) | (self._sids >= np.array(codes))).any():
+            raise ValueError(f"an SID is outside the codebooks {self.codes}")
+
+    @classmethod
+    def of_bundle(cls, bundle: Bundle) -> Vocabulary:
+        """The videos of a bundle."""
+        catalogue = bundle.catalogue  # rows in the order of `item_ids`
+
+        def column(name: str, missing: int) -> Ints:
+            if name not in catalogue.column_names:
+                return np.full(len(bundle.item_ids), missing, np.int64)
+            return catalogue[name].combine_chunks().fill_null(missing).to_numpy(zero_copy_only=False).astype(np.int64)
+
+        return cls(bundle.item_ids, bundle.sids, column("duration_ms", 0), column("author_id", -1), bundle.code_counts)
+
+    def valid(self, sid: Sequence[int]) -> bool:
+        return len(sid) == len(self.codes) and all(0 <= code < size for code, size in zip(sid, self.codes, strict=True))
+
+    def learn(self, item_id: int, sid: Sequence[int]) -> None:
+        """Remember the SID of a video that is not in the catalogue; the first one stays."""
+        if self.valid(sid) and item_id not in self.generated and self._place(np.array([item_id], np.int64))[0] < 0:
+            self.generated[item_id] = tuple(sid)
+
+    def sid_of(self, item_id: int) -> tuple[int, ...] | None:
+        place = int(self._place(np.array([item_id], np.int64))[0])
+        return self.generated.get(item_id) if place < 0 else tuple(int(code) for code in self._sids[place])
+
+    def lookup(self, item_ids: Ints) -> tuple[Ints, Ints]:
+        """SIDs int64[n, L] (-1 where unknown) and durations int64[n] in ms (0 where unknown)."""
+        place = self._place(item_ids)
+        known = place >= 0
+        sids = np.full((len(item_ids), len(self.codes)), -1, np.int64)
+        durations = np.zeros(len(item_ids), np.int64)
+        sids[known] = self._sids[place[known]]
+        durations[known] = self._durations[place[known]]
+        if self.generated:
+            for index in np.flatnonzero(~known):
+                sid = self.generated.get(int(item_ids[index]))
+                if sid is not None:
+                    sids[index] = sid
+        return sids, durations
+
+    def author_of(self, item_id: int) -> int:
+        place = int(self._place(np.array([item_id], np.int64))[0])
+        return -1 if place < 0 else int(self._authors[place])
+
+    def sids_by_author(self) -> dict[int, list[tuple[int, ...]]]:
+        """The distinct SIDs of every known author."""
+        found: dict[int, dict[tuple[int, ...], None]] = {}
+        for author, sid in zip(self._authors.tolist(), self._sids.tolist(), strict=True):
+            if author >= 0:
+                found.setdefault(author, {})[tuple(sid)] = None
+        return {author: list(sids) for author, sids in found.items()}
+
+    def _place(self, item_ids: Ints) -> Ints:
+        """Index of each id in the catalogue, -1 where absent."""
+        if not len(self._ids):
+            return np.full(len(item_ids), -1, np.int64)
+        place = np.minimum(np.searchsorted(self._ids, item_ids), len(self._ids) - 1)
+        return np.where(self._ids[place] == item_ids, place, -1)
+
+
+@dataclass(frozen=True)
+class GrmBatch:
+    """Features of B rows with T tokens in all, at most S per row.
+
+    Attributes:
+        features: keys of `feature_names`, stride T (one bag per token).
+        slot: int64[T], place of each token in the padded [B * S].
+        mask: bool[B, S], true where a token is.
+        targets: int64[B, L], or None where there is nothing to learn.
+    """
+
+    features: KeyedJaggedTensor
+    slot: torch.Tensor
+    mask: torch.Tensor
+    targets: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return int(self.mask.shape[0])
+
+    def with_targets(self, sids: Sequence[Sequence[int]]) -> GrmBatch:
+        return replace(self, targets=torch.tensor(sids, dtype=torch.int64).reshape(len(self), -1))
+
+    def to(self, device: torch.device | str) -> GrmBatch:
+        targets = None if self.targets is None else self.targets.to(device)
+        return GrmBatch(self.features.to(torch.device(device)), self.slot.to(device), self.mask.to(device), targets)
+
+
+def feature_names(levels: int) -> list[str]:
+    return ["user", "item", *(f"code_{level}" for level in range(levels)), "kind", "play", "gap", "rank"]
+
+
+@dataclass(frozen=True)
+class _Entries:
+    """History of a batch, one element per (row, video), newest first in each row."""
+
+    row: Ints
+    rank: Ints
+    item: Ints
+    gap_ms: Ints
+    play_ms: Ints  # -1 = unknown
+    kinds: Ints  # bits of KINDS
+
+
+def collate(rows: Iterable[Row], vocabulary: Vocabulary, config: GrmConfig) -> GrmBatch:
+    """Features of `rows`; targets are added by `GrmBatch.with_targets`.
+
+    An empty history is a sequence of the profile alone. Times after the impression count as "just now", negative play times as unknown.
+    """
+    rows = list(rows)
+    batch = len(rows)
+    entries = _merge(rows, config)
+    sids, durations = vocabulary.lookup(entries.item)
+
+    sizes = np.bincount(entries.row, minlength=batch) + 1
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    total, width = int(starts[-1]), int(sizes.max(initial=1))
+    profile = starts[:-1]
+    place = profile[entries.row] + entries.rank + 1
+
+    names = feature_names(config.levels)
+    lengths = np.zeros((len(names), total), np.int32)
+    values: list[Ints] = [
+        hash_rows(np.array([row.user_id for row in rows], np.int64), config.user_rows),
+        hash_rows(entries.item, config.item_rows),
+    ]
+    lengths[0, profile] = 1
+    lengths[1, place] = 1
+    known = sids[:, 0] >= 0
+    for level in range(config.levels):
+        values.append(sids[known, level])
+        lengths[2 + level, place[known]] = 1
+    bits = (entries.kinds[:, None] >> np.arange(len(KINDS))) & 1
+    values.append(np.nonzero(bits)[1].astype(np.int64))
+    lengths[2 + config.levels, place] = bits.sum(1)
+    buckets = (_play_bucket(entries.play_ms, durations), _gap_bucket(entries.gap_ms), np.minimum(entries.rank, RANK_ROWS - 1))
+    for offset, bucket in enumerate(buckets):
+        values.append(bucket)
+        lengths[3 + config.levels + offset, place] = 1
+
+    row_of = np.repeat(np.arange(batch), sizes)
+    slot = row_of * width + np.arange(total) - starts[row_of]
+    mask = np.zeros(batch * width, bool)
+    mask[slot] = True
+    features = KeyedJaggedTensor(
+        names, torch.from_numpy(np.concatenate(values)), lengths=torch.from_numpy(lengths.reshape(-1)), stride=total
+    )
+    return GrmBatch(features, torch.from_numpy(slot), torch.from_numpy(mask.reshape(batch, width)))
+
+
+def _merge(rows: Sequence[Row], config: GrmConfig) -> _Entries:
+    """One entry per video of a row: its newest time, its longest play, all its kinds (a watch, its click and its like are one fact)."""
+    owner: list[int] = []
+    item: list[int] = []
+    ts: list[int] = []
+    play: list[int] = []
+    kinds: list[int] = []
+    for index, row in enumerate(rows):
+        for entry in row.context.history[: config.events]:
+            owner.append(index)
+            item.append(entry.item_id)
+            ts.append(row.ts - entry.ts)
+            known = entry.play_ms is not None and entry.play_ms >= 0
+            play.append(entry.play_ms if known else -1)
+            kinds.append(_bits(entry.kinds) | known)
+    row_of, item_of = np.array(owner, np.int64), np.array(item, np.int64)
+    if not len(row_of):
+        empty = np.zeros(0, np.int64)
+        return _Entries(empty, empty, empty, empty, empty, empty)
+    order = np.lexsort((item_of, row_of))  # stable: within a video still newest first
+    first = np.flatnonzero(np.concatenate([[True], (np.diff(row_of[order]) != 0) | (np.diff(item_of[order]) != 0)]))
+    newest = order[first]
+    play_ms = np.maximum.reduceat(np.array(play, np.int64)[order], first)
+    seen = np.bitwise_or.reduceat(np.array(kinds, np.int64)[order], first)
+    by_time = np.argsort(newest)
+    newest, play_ms, seen = newest[by_time], play_ms[by_time], seen[by_time]
+    row_kept = row_of[newest]
+    rank = np.arange(len(newest)) - np.searchsorted(row_kept, row_kept)
+    keep = rank < config.history
+    chosen = newest[keep]
+    return _Entries(row_kept[keep], rank[keep], item_of[chosen], np.array(ts, np.int64)[chosen], play_ms[keep], seen[keep])
+
+
+def _bits(kinds: Sequence[str]) -> int:
+    bits = 0
+    for kind in kinds:
+        bits |= _BIT.get(kind, 0)
+    return bits
+
+
+def _play_bucket(play_ms: Ints, durations_ms: Ints) -> Ints:
+    """0 = unknown, then by share of the duration where that is known, else by seconds."""
+    share = np.digitize(play_ms / np.maximum(durations_ms, 1), _PLAY_SHARES) + 1
+    seconds = np.digitize(play_ms / 1000, _PLAY_SECONDS) + 2 + len(_PLAY_SHARES)
+    return np.where(play_ms < 0, 0, np.where(durations_ms > 0, share, seconds)).astype(np.int64)
+
+
+def _gap_bucket(gap_ms: Ints) -> Ints:
+    """Whole powers of two of seconds since the entry."""
+    return np.minimum(np.log2(1 + np.maximum(gap_ms, 0) / 1000), GAP_ROWS - 1).astype(np.int64)

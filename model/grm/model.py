@@ -1,0 +1,109 @@
+"""The generative recommendation model: the same code scores, learns and searches, in the trainer and in serving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+
+from kernels.trie import Trie
+from model.grm import beam, loss
+from model.grm.beam import Beams
+from model.grm.context import Context, ContextProcessor
+from model.grm.decoder import Decoder
+from model.grm.inputs import GrmBatch
+from model.grm.presets import GrmConfig
+from model.grm.prior import PrefixPrior
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one pass over the targets tells.
+
+    Attributes:
+        log_prob: float[B, L], of each code of the target given those before it.
+        hit: bool[B, L], whether it was the likeliest.
+        summary: float[B, d_model], the normalised state that predicts the last code; it knows the context and the codes before.
+    """
+
+    log_prob: Tensor
+    hit: Tensor
+    summary: Tensor
+
+
+class Grm(nn.Module):
+    """Context processor and lazy decoder; the initial weights are a function of `config.seed` alone."""
+
+    def __init__(self, config: GrmConfig, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.context = ContextProcessor(config, device)
+            self.decoder = Decoder(config, device)
+            self.prior = PrefixPrior(config, device)
+            if device is None or device.type != "meta":
+                self.decoder.reset_parameters()
+                self.prior.reset_parameters()
+
+    def forward(self, batch: GrmBatch) -> Scores:
+        """Score the targets of a batch.
+
+        Raises:
+            ValueError: the batch has no targets, or one that is outside the codebooks.
+        """
+        targets = self._targets(batch)
+        hidden, _ = self.decoder(self.decoder.embed_all(targets), self.context(batch))
+        states = [self.decoder.norms[level](hidden[:, 0, level]) for level in range(self.config.levels)]
+        logits = [head(state) + usual for head, state, usual in zip(self.decoder.heads, states, self.prior(targets), strict=True)]
+        hit = torch.stack([level.argmax(1) for level in logits], 1) == targets
+        return Scores(loss.level_log_prob(logits, targets), hit, states[-1])
+
+    def log_prob(self, batch: GrmBatch) -> Tensor:
+        """float[B, L], see `Scores.log_prob`."""
+        return self(batch).log_prob
+
+    def loss(self, batch: GrmBatch, weight: Tensor) -> Tensor:
+        """Value-weighted token cross-entropy of the batch; `weight`: float[B]."""
+        return loss.token_cross_entropy(self.log_prob(batch), weight)
+
+    @torch.no_grad()
+    def beam(self, batch: GrmBatch, widths: Sequence[int], trie: Trie | None = None) -> Beams:
+        """The likeliest SIDs of every row; see `model.grm.beam.search`."""
+        return beam.search(self.decoder, self.prior, self.context(batch), widths, trie)
+
+    @torch.no_grad()
+    def encode(self, batch: GrmBatch) -> Context:
+        """The context alone, for a caller that searches more than once."""
+        return self.context(batch)
+
+    def dense_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Everything but the embedding tables, which their fused optimizer owns."""
+        return ((name, parameter) for name, parameter in self.named_parameters() if ".tables." not in name)
+
+    def tables(self) -> dict[str, Tensor]:
+        """Embedding tables by name: float32[rows, d_sparse], the storage itself."""
+        return {name: module.weight.data for tables in self._collections() for name, module in tables.embedding_bags.items()}
+
+    def table_momenta(self) -> dict[str, Tensor]:
+        """Row-wise Adagrad's sum of squares by table: float32[rows], the storage itself.
+
+        `fused_optimizer().state_dict()` hands out views of FBGEMM's buffers, so copying into them restores the optimizer.
+        """
+        states = [tables.fused_optimizer().state_dict()["state"] for tables in self._collections()]
+        return {key.removesuffix(".weight"): slots[f"{key}.momentum_1"] for state in states for key, slots in state.items()}
+
+    def _collections(self) -> list[FusedEmbeddingBagCollection]:
+        return [self.context.tables, self.prior.tables]
+
+    def _targets(self, batch: GrmBatch) -> Tensor:
+        targets = batch.targets
+        if targets is None:
+            raise ValueError("the batch has no targets")
+        sizes = torch.tensor(self.config.codes, device=targets.device)
+        if targets.shape[1] != len(sizes) or ((targets < 0) | (targets >= sizes)).any():
+            raise ValueError(f"a target SID is outside the codebooks {self.config.codes}")
+        return targets

@@ -1,0 +1,120 @@
+"""Sizes of the generative recommendation model: `laptop` for two cores, `reference` for a GPU.
+
+Words of the lazy decoder (OneRec-V2, arXiv 2508.20900): the context is projected once to `context_layers` (L_kv) chunks of
+`context_splits` (S_kv, 1 = values are the keys) times `context_groups` (G_kv) times `d_head`; decoder layer *i* reads chunk
+`i * L_kv // layers`. One of each costs no loss there and makes the shared tensor as small as one head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class GrmConfig:
+    """Shape of a model; everything that another process needs to build it again.
+
+    Attributes:
+        codes: vocabulary of each SID level.
+        events: history events read per sample, newest first (one video may have several).
+        history: videos kept of them.
+        sparse_lr: rate of the fused row-wise Adagrad of the embedding tables; `prefix_lr` that of the prior on prefixes.
+    """
+
+    codes: tuple[int, ...]
+    d_model: int
+    layers: int
+    heads: int
+    self_groups: int
+    ffn: int
+    context_hidden: int
+    d_sparse: int
+    user_rows: int
+    item_rows: int
+    prefix_rows: int
+    d_prefix: int
+    events: int = 50
+    history: int = 32
+    context_layers: int = 1
+    context_splits: int = 1
+    context_groups: int = 1
+    sparse_lr: float = 0.05
+    prefix_lr: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.codes or min(self.codes) < 2:
+            raise ValueError(f"codes is {self.codes}: expected at least one level of at least two codes")
+        if self.d_model % self.heads:
+            raise ValueError(f"d_model {self.d_model} is not a multiple of heads {self.heads}")
+        if self.heads % self.self_groups or self.heads % self.context_groups:
+            raise ValueError(
+                f"heads {self.heads} is not a multiple of self_groups {self.self_groups} and context_groups {self.context_groups}"
+            )
+        if self.context_splits not in (1, 2):
+            raise ValueError(f"context_splits is {self.context_splits}: expected 1 (values are the keys) or 2")
+
+    @property
+    def levels(self) -> int:
+        return len(self.codes)
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.heads
+
+    @property
+    def d_context(self) -> int:
+        """Width of the one projection of the context."""
+        return self.context_layers * self.context_splits * self.context_groups * self.d_head
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "codes": list(self.codes)}
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> GrmConfig:
+        return cls(**{**tree, "codes": tuple(tree["codes"])})
+
+
+PRESETS: dict[str, GrmConfig] = {
+    "laptop": GrmConfig(
+        codes=(64, 64, 64, 64),
+        d_model=256,
+        layers=2,
+        heads=4,
+        self_groups=1,
+        ffn=1024,
+        context_hidden=256,
+        d_sparse=32,
+        user_rows=1 << 16,
+        item_rows=1 << 16,
+        prefix_rows=1 << 16,
+        d_prefix=64,
+    ),
+    "reference": GrmConfig(
+        codes=(8192, 8192, 8192, 8192),
+        d_model=768,
+        layers=7,
+        heads=12,
+        self_groups=4,
+        ffn=3072,
+        context_hidden=768,
+        d_sparse=64,
+        user_rows=1 << 20,
+        item_rows=1 << 20,
+        prefix_rows=1 << 20,
+        d_prefix=64,
+        events=512,
+        history=512,
+    ),
+}
+
+
+def preset(name: str, codes: Sequence[int], **changes: Any) -> GrmConfig:
+    """A preset for the codebooks of a bundle.
+
+    Raises:
+        KeyError: no such preset.
+    """
+    return replace(PRESETS[name], codes=tuple(codes), **changes)

@@ -1,0 +1,68 @@
+"""Which code follows a prefix, whoever asks: an n-gram prior on SIDs, learned online beside the decoder and added to its logits.
+
+How popular an SID is changes by the hour, and a decoder needs many steps to learn thousands of conditional frequencies. A row per
+(level, prefix), hashed into one table, learns them one by one: row-wise Adagrad gives a fresh prefix a large step and a well-known one a
+small one. The decoder is left with what depends on the user.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+from torchrec.optim import RowWiseAdagrad
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from model.grm.presets import GrmConfig
+
+_MIX = 0x9E3779B97F4A7C15 - (1 << 64)  # golden ratio as int64; products wrap, which is what a hash wants
+
+
+class PrefixPrior(nn.Module):
+    """Prefix → `d_prefix` numbers → logits of the next code."""
+
+    def __init__(self, config: GrmConfig, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.rows = config.prefix_rows
+        table = EmbeddingBagConfig(name="prefix", num_embeddings=self.rows, embedding_dim=config.d_prefix, feature_names=["prefix"])
+        self.tables = FusedEmbeddingBagCollection(
+            [table], optimizer_type=RowWiseAdagrad, optimizer_kwargs={"lr": config.prefix_lr, "eps": 1e-8}, device=device
+        )
+        self.spread = nn.ModuleList(nn.Linear(config.d_prefix, size, bias=False, device=device) for size in config.codes)
+
+    def reset_parameters(self) -> None:
+        """Nothing is known; where a row is as wide as the codebook, each of its numbers is the logit of one code."""
+        nn.init.zeros_(self.tables.embedding_bags["prefix"].weight)  # type: ignore[union-attr, arg-type]
+        for spread in self.spread:
+            rank, size = spread.in_features, spread.out_features  # type: ignore[union-attr]
+            if rank == size:
+                nn.init.eye_(spread.weight)  # type: ignore[arg-type]
+            else:
+                nn.init.normal_(spread.weight, std=rank**-0.5)  # type: ignore[arg-type]
+
+    def forward(self, targets: Tensor) -> list[Tensor]:
+        """Logits of every level along int64[B, L], float[B, codes] each."""
+        batch, levels = targets.shape
+        rows = self.rows_of(targets)
+        lengths = torch.ones(len(rows), dtype=torch.int32, device=rows.device)
+        found = self.tables(KeyedJaggedTensor(["prefix"], rows, lengths=lengths)).values().view(batch, levels, -1)
+        return [spread(found[:, level]) for level, spread in enumerate(self.spread)]
+
+    def next(self, codes: Tensor) -> Tensor:
+        """Logits float[B, W, codes] that follow int64[B, W, level], read only."""
+        weight = self.tables.embedding_bags["prefix"].weight  # type: ignore[union-attr]
+        return self.spread[codes.shape[-1]](nn.functional.embedding(self.row_of(codes), weight))  # type: ignore[arg-type]
+
+    def rows_of(self, targets: Tensor) -> Tensor:
+        """Rows int64[B * L] of all prefixes of int64[B, L]."""
+        return torch.stack([self.row_of(targets[:, :level]) for level in range(targets.shape[1])], 1).reshape(-1)
+
+    def row_of(self, codes: Tensor) -> Tensor:
+        """Table row of each prefix int64[..., level]; level 0 has one row."""
+        level = codes.shape[-1]
+        key = torch.full(codes.shape[:-1], level, dtype=torch.int64, device=codes.device)
+        for index in range(level):
+            key = (key ^ (codes[..., index] + 1)) * _MIX
+            key = key ^ (key >> 29 & 0x7FFFFFFFF)
+        return key.remainder(self.rows)

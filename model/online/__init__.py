@@ -1,0 +1,1 @@
+"""Online learning: score, then learn, then record; checkpoints, and versions for serving. No Kafka here."""

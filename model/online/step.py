@@ -1,0 +1,324 @@
+"""The online learner: score a batch of samples, then learn from it, then record both."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor
+
+from model.grm import Grm, GrmBatch, Scores, Vocabulary, collate
+from model.grm.loss import token_cross_entropy
+from model.online.engagement import LABELS, EngagementHead, engagement_loss
+from model.online.floors import Floors
+from model.online.metrics import Prequential
+from model.online.value import Ledger
+
+log = logging.getLogger(__name__)
+
+Sid = tuple[int, ...]
+RECALL_AT = 10
+
+
+@dataclass(frozen=True)
+class LearnerConfig:
+    """How the learner learns; sizes of the model itself are in `GrmConfig`.
+
+    Attributes:
+        lr: AdamW's rate for the dense weights, reached after `warmup` steps.
+        bias_lr: rate of the heads' biases, which hold how popular each code is and have to follow it.
+        chunk: targets per optimizer step; a batch of samples has several.
+        recall_share: share of the targets for which a beam search is run; the same ones in every run.
+        beam: widths of that search.
+        window: samples per metrics window.
+        half_life: of the popularity floor, in targets.
+    """
+
+    lr: float = 1e-3
+    bias_lr: float = 1e-2
+    warmup: int = 20
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    chunk: int = 32
+    recall_share: float = 0.25
+    beam: int = 16
+    window: int = 2000
+    half_life: float = 2000.0
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A sample that names an SID, and what learning it now is worth."""
+
+    row: Any
+    sid: Sid
+    weight: float
+
+
+@dataclass
+class Counters:
+    """What became of every sample that was handed in: `rows` is the sum of the five below it."""
+
+    rows: int = 0
+    initials: int = 0
+    corrections: int = 0
+    duplicates: int = 0
+    unknown_items: int = 0
+    invalid: int = 0
+    targets: int = 0
+    steps: int = 0
+    skipped_steps: int = 0
+    watermark_ts: int = 0
+
+
+@dataclass
+class LearnerState:
+    """Everything that the learner is, apart from its configuration: tensors by name, and what JSON can hold."""
+
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class OnlineLearner:
+    """One model and everything that learning it online needs.
+
+    Given equal batches in equal order on one thread, the weights are equal bit for bit.
+    """
+
+    def __init__(self, model: Grm, vocabulary: Vocabulary, config: LearnerConfig | None = None) -> None:
+        self.model, self.vocabulary, self.config = model, vocabulary, config or LearnerConfig()
+        self.counters = Counters()
+        self.ledger = Ledger()
+        self.floors = Floors(vocabulary, self.config.half_life)
+        self.metrics = Prequential(model.config.levels, self.config.window)
+        self.engagement = EngagementHead(model.config.d_model, model.config.codes, model.config.seed)
+        biases = [parameter for name, parameter in model.dense_parameters() if name.startswith("decoder.heads.") and name.endswith(".bias")]
+        known = {id(parameter) for parameter in biases}
+        weights = [parameter for _, parameter in model.dense_parameters() if id(parameter) not in known]
+        groups = [
+            {"params": weights, "lr": self.config.lr, "base_lr": self.config.lr, "weight_decay": self.config.weight_decay},
+            {"params": biases, "lr": self.config.bias_lr, "base_lr": self.config.bias_lr, "weight_decay": 0.0},
+        ]
+        fused = all(parameter.device.type in ("cpu", "cuda") for parameter in weights)
+        self._optimizer = torch.optim.AdamW(groups, betas=self.config.betas, fused=fused)
+        self._engagement_optimizer = torch.optim.Adam(self.engagement.parameters(), lr=1e-3, fused=fused)
+        self._weights = weights + biases
+        self._touched = {name: torch.zeros(len(table), dtype=torch.bool) for name, table in model.tables().items()}
+
+    def step(self, rows: Sequence[Any]) -> None:
+        """Score, learn and record samples (`streaming.records.Sample` or alike), in their order.
+
+        Initial samples are scored; those with a positive value are learned. Corrections are learned for what they add. A sample that cannot
+        be used is counted and left out: it never stops the stream.
+        """
+        initials, corrections = self._triage(rows)
+        positives = [target for target in initials if target.weight > 0]
+        others = [target for target in initials if target.weight == 0]
+        self.metrics.open.saw([target.row.ts for target in initials])
+        self._search(positives)
+        seen: list[tuple[Sequence[_Target], Scores, Tensor]] = []
+        if others:
+            batch = self._collate(others)
+            with torch.no_grad():
+                seen.append((others, self.model(batch), self._target_tensor(batch)))
+        for start in range(0, len(positives), self.config.chunk):
+            chunk = positives[start : start + self.config.chunk]
+            batch = self._collate(chunk)
+            scores = self._learn(batch, chunk)
+            seen.append((chunk, scores, self._target_tensor(batch)))
+            self.metrics.open.targets(scores.log_prob.double().numpy(), scores.hit.numpy())
+        for start in range(0, len(corrections), self.config.chunk):
+            chunk = corrections[start : start + self.config.chunk]
+            self._learn(self._collate(chunk), chunk)
+            self.metrics.open.delayed += len(chunk)
+        self._engage(seen)
+        self.floors.learn([target.sid for target in positives])
+        self.counters.targets += len(positives) + len(corrections)
+        if self.metrics.roll():
+            log.info("window=%s", self.metrics.closed[-1])
+
+    def predict(self, rows: Sequence[Any], beam: int | None = None) -> list[list[Sid]]:
+        """The ten likeliest SIDs of each row, without learning."""
+        width = beam or self.config.beam
+        levels = self.model.config.levels
+        beams = self.model.beam(collate(rows, self.vocabulary, self.model.config), [width] * (levels - 1) + [RECALL_AT])
+        return [[tuple(sid) for sid in found] for found in beams.sids.tolist()]
+
+    def take_touched(self) -> dict[str, Tensor]:
+        """Rows of every table (int64[n], ascending) that learning has read since the last call."""
+        taken = {name: rows.nonzero().squeeze(1) for name, rows in self._touched.items()}
+        for rows in self._touched.values():
+            rows.zero_()
+        return taken
+
+    def state(self) -> LearnerState:
+        """A copy that later learning does not change."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"momentum.{name}": tensor for name, tensor in self.model.table_momenta().items()}
+        tensors |= {f"engagement.{name}": tensor for name, tensor in self.engagement.state_dict().items()}
+        for prefix, optimizer in (("adam", self._optimizer), ("engagement_adam", self._engagement_optimizer)):
+            for index, slots in optimizer.state_dict()["state"].items():
+                tensors |= {f"{prefix}.{index}.{name}": slot for name, slot in slots.items()}
+        tensors |= {f"ledger.{name}": tensor for name, tensor in self.ledger.state().items()}
+        tensors["rng"] = torch.get_rng_state()
+        facts = {
+            "counters": vars(self.counters).copy(),
+            "floors": self.floors.state(),
+            "metrics": self.metrics.state(),
+            "generated": [[item, list(sid)] for item, sid in self.vocabulary.generated.items()],
+        }
+        return LearnerState({name: tensor.detach().clone() for name, tensor in tensors.items()}, facts)
+
+    def restore(self, state: LearnerState) -> None:
+        """Continue exactly where `state` was taken.
+
+        Raises:
+            ValueError: it is of a model of another shape.
+        """
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in state.tensors.items():
+            part, _, rest = name.partition(".")
+            parts.setdefault(part, {})[rest] = tensor
+        try:
+            self.model.load_state_dict(parts["model"])
+            self.engagement.load_state_dict(parts["engagement"])
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f"a checkpoint of another model: {error}") from error
+        for name, momentum in self.model.table_momenta().items():
+            momentum.copy_(parts["momentum"][name])
+        for part, optimizer in (("adam", self._optimizer), ("engagement_adam", self._engagement_optimizer)):
+            slots: dict[int, dict[str, Tensor]] = {}
+            for name, tensor in parts.get(part, {}).items():
+                index, _, slot = name.partition(".")
+                slots.setdefault(int(index), {})[slot] = tensor.clone()
+            optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+        self.ledger.restore(parts["ledger"])
+        torch.set_rng_state(state.tensors["rng"])
+        self.counters = Counters(**state.facts["counters"])
+        self.floors.restore(state.facts["floors"])
+        self.metrics.restore(state.facts["metrics"])
+        self.vocabulary.generated = {item: tuple(sid) for item, sid in state.facts["generated"]}
+
+    def _triage(self, rows: Sequence[Any]) -> tuple[list[_Target], list[_Target]]:
+        """Initial samples to score, and corrections that have something to teach."""
+        initials: list[_Target] = []
+        corrections: list[_Target] = []
+        for row in rows:
+            self.counters.rows += 1
+            try:
+                sid = self._sid(row)
+                if sid is None:
+                    self.counters.unknown_items += 1
+                    continue
+                worth = self.ledger.admit(row.kind, row.impression_id, row.labels, row.weight)
+            except (ValueError, OverflowError) as error:
+                self.counters.invalid += 1
+                log.warning("sample=%s skipped reason=%s", row.sample_id, error)
+                continue
+            self.counters.watermark_ts = max(self.counters.watermark_ts, row.ts)
+            if worth.duplicate:
+                self.counters.duplicates += 1
+            elif row.kind == "initial":
+                self.counters.initials += 1
+                initials.append(_Target(row, sid, worth.weight))
+            else:
+                self.counters.corrections += 1
+                if worth.weight > 0:
+                    corrections.append(_Target(row, sid, worth.weight))
+        return initials, corrections
+
+    def _sid(self, row: Any) -> Sid | None:
+        """The SID of what was shown; a generated video's comes with the first sample that shows it.
+
+        Raises:
+            ValueError: it is outside the codebooks.
+        """
+        served = row.served_sid
+        if served is None:
+            return self.vocabulary.sid_of(row.item_id)
+        if not self.vocabulary.valid(served):
+            raise ValueError(f"served_sid is {list(served)}: expected {len(self.vocabulary.codes)} codes below {self.vocabulary.codes}")
+        self.vocabulary.learn(row.item_id, served)
+        return tuple(served)
+
+    def _collate(self, targets: Sequence[_Target]) -> GrmBatch:
+        batch = collate([target.row for target in targets], self.vocabulary, self.model.config)
+        return batch.with_targets([target.sid for target in targets])
+
+    @staticmethod
+    def _target_tensor(batch: GrmBatch) -> Tensor:
+        assert batch.targets is not None
+        return batch.targets
+
+    def _search(self, positives: Sequence[_Target]) -> None:
+        """Recall at 10 of the model and of the floors, on a fixed share of the targets."""
+        share = int(self.config.recall_share * 2**32)
+        asked = [target for target in positives if crc32(target.row.sample_id.encode()) < share]
+        if not asked:
+            return
+        rows = [target.row for target in asked]
+        found = self.predict(rows)
+        for target, model_top, floor_tops in zip(asked, found, self.floors.recommend(rows, RECALL_AT), strict=True):
+            hits = {name: target.sid in top for name, top in floor_tops.items()}
+            self.metrics.open.searched({"model": target.sid in model_top, **hits})
+
+    def _learn(self, batch: GrmBatch, targets: Sequence[_Target]) -> Scores:
+        """One optimizer step; returns what the model said before it."""
+        self._schedule()
+        scores = self.model(batch)
+        loss = token_cross_entropy(scores.log_prob, torch.tensor([target.weight for target in targets], dtype=torch.float32))
+        detached = Scores(scores.log_prob.detach(), scores.hit, scores.summary.detach())
+        if not math.isfinite(loss.item()):
+            self.counters.skipped_steps += 1
+            log.warning("step skipped reason=loss_not_finite samples=%s", [target.row.sample_id for target in targets])
+            return detached
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # the tables are updated in here
+        torch.nn.utils.clip_grad_norm_(self._weights, self.config.clip)
+        self._optimizer.step()
+        self.counters.steps += 1
+        for name, rows in batch.features.to_dict().items():
+            self._touched[name][rows.values()] = True
+        self._touched["prefix"][self.model.prior.rows_of(self._target_tensor(batch))] = True
+        return detached
+
+    def _schedule(self) -> None:
+        warm = min(1.0, (self.counters.steps + 1) / self.config.warmup)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["base_lr"] * warm
+
+    def _engage(self, seen: Sequence[tuple[Sequence[_Target], Scores, Tensor]]) -> None:
+        """Predict clicks and long views of everything that was scored, record, then fit the head once."""
+        if not seen:
+            return
+        targets = [target for group, _, _ in seen for target in group]
+        logits = self.engagement(
+            torch.cat([scores.summary for _, scores, _ in seen]),
+            torch.cat([scores.log_prob for _, scores, _ in seen]),
+            torch.cat([codes for _, _, codes in seen]),
+        )
+        outcomes = torch.tensor([[_outcome(target.row.labels, label) for label in LABELS] for target in targets])
+        users = [target.row.user_id for target in targets]
+        for column, label in enumerate(LABELS):
+            known = (~outcomes[:, column].isnan()).nonzero().squeeze(1).tolist()
+            probability = torch.sigmoid(logits[:, column].detach().double())[known].tolist()
+            self.metrics.open.predicted(
+                label, probability, [int(outcomes[place, column]) for place in known], [users[place] for place in known]
+            )
+        loss = engagement_loss(logits, outcomes)
+        if math.isfinite(loss.item()):
+            self._engagement_optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self._engagement_optimizer.step()
+
+
+def _outcome(labels: Any, name: str) -> float:
+    """1 or 0 where the label is known, NaN where it is not."""
+    count = getattr(labels, name)
+    return float("nan") if count is None else float(count > 0)
