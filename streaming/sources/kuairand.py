@@ -1,8 +1,8 @@
 """KuaiRand as its publisher ships it (Gao et al., 2022): which files there are, the catalogue of videos, and what was watched together.
 
-A folder holds `log_standard_*.csv`, `video_features_basic_*.csv` and, optionally, `user_features_*.csv` and `history_*.parquet`; every CSV may be
-gzipped. The suffix of the names (`_pure`, `_1k`, `_27k`) and the days in them do not matter. `log_random_*` (another policy) is not read.
-Video *statistics* are never read: they are averages over the whole period and would leak the future.
+A folder holds `log_standard_*.csv`, `video_features_basic_*.csv` and, optionally, `history_*.parquet`; every CSV may be gzipped. The
+suffix of the names (`_pure`, `_1k`, `_27k`) and the days in them do not matter. `log_random_*` (another policy) is not read. Video
+*statistics* are never read: they are averages over the whole period and would leak the future.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def catalogue(folder: Path) -> pa.Table:
     """The videos of `video_features_basic_*`, one row each, by `item_id`.
 
     Columns: `item_id`, `author_id`, `tag`, `upload_ts` (UTC midnight of the upload's date), `duration_ms`, `width`, `height`, `music_id`,
-    `music_type`: int64; `video_type`, `upload_type`: string; `tags`: list<int64>, of which `tag` is the first. Null = the publisher leaves it out
-    (`duration_ms` of 3% of the videos, for one).
+    `music_type`: int64; `video_type`, `upload_type`: string; `tags`: list<int64>, of which `tag` is the first. Null = the publisher
+    leaves it out (`duration_ms` of 3% of the videos, for one).
 
     Raises:
         SourceError: no such file, or one that cannot be used.
@@ -124,8 +124,8 @@ def catalogue(folder: Path) -> pa.Table:
 def history(folder: Path, before_ms: int | None = None) -> pa.Table:
     """What each user watched, oldest first, before the replayed log begins: the co-occurrence that embeddings may use.
 
-    Columns: `user_id` int64, `item_ids` list<int64> (≤ 50). From `history_*.parquet`; without one, from the log's own exposures before `before_ms`.
-    Users whose last exposure is not before `before_ms` (where given) are left out. No rows where nothing is known.
+    Columns: `user_id` int64, `item_ids` list<int64> (≤ 50). From `history_*.parquet`; without one, from the log's own exposures before
+    `before_ms`. Users whose last exposure is not before `before_ms` (where given) are left out. No rows where nothing is known.
     """
     found = files(folder, "history_", (".parquet",))
     if found:
