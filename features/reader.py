@@ -44,7 +44,8 @@ class FeatureReader:
     """Reads what `FeatureWriter` wrote; one instance may be shared by threads."""
 
     def __init__(self, redis_url: str, project: str = "sidstream", *, timeout_s: float = 1.0) -> None:
-        self._redis = Redis.from_url(redis_url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+        # Any: the stubs of redis-py know text keys only.
+        self._redis: Any = Redis.from_url(redis_url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
         self._project = project
         self._layouts: dict[str, ViewLayout] = {}
         self._entries = msgspec.json.Decoder(list[HistoryEntry])
@@ -52,7 +53,7 @@ class FeatureReader:
     def layout(self, view: str) -> ViewLayout:
         """Layout of a view, as its writer described it; asked for once."""
         if view not in self._layouts:
-            described: Any = self._redis.hget(layouts_key(self._project), view)
+            described = self._redis.hget(layouts_key(self._project), view)
             if described is None:
                 raise Unreadable(f"no layout of {view} in Redis for project {self._project}: run `sidstream features write`")
             self._layouts[view] = msgspec.json.decode(described, type=ViewLayout)
@@ -93,7 +94,7 @@ class FeatureReader:
         """Features of candidates, from the packed copy: one MGET however many."""
         layout = self.layout(view)
         head = layout.packed_key(self._project, 0)[:-1]
-        stored: Any = self._redis.mget([f"{head}{item_id}" for item_id in item_ids])
+        stored = self._redis.mget([f"{head}{item_id}" for item_id in item_ids])
         width = len(layout.features)
         unknown = bytes(8) + np.full(width, np.nan, "<f8").tobytes()
         kind = np.dtype([("event_timestamp", ">i8"), ("values", "<f8", (width,))])

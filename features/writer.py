@@ -113,7 +113,7 @@ class FeatureWriter:
     """Writes rows of feature views; one call is one round trip."""
 
     def __init__(self, client: Redis, project: str, layouts: Sequence[ViewLayout]) -> None:
-        self._redis = client
+        self._redis: Any = client  # the stubs of redis-py know text keys only
         self._project = project
         self.layouts = {layout.view: layout for layout in layouts}
         self._load()
@@ -164,5 +164,5 @@ class FeatureWriter:
 
     def offsets(self) -> dict[str, int]:
         """The next offset to read by `topic:partition`; empty where nothing was written yet."""
-        stored: Any = self._redis.hgetall(offsets_key(self._project))
+        stored = self._redis.hgetall(offsets_key(self._project))
         return {key.decode(): int(value) for key, value in stored.items()}

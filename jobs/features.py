@@ -1,0 +1,182 @@
+"""`sidstream features`: the Feast repository, its Flink job, its online writer, its training data, and a check of one against another."""
+
+from __future__ import annotations
+
+import difflib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from features import compile as compiler
+from features import repository
+from features.view import View, ViewError
+from jobs import settings as configuration
+from jobs.local import jars, java
+from jobs.process import Endpoints, Stop, feature_repo, ready, run
+from jobs.settings import ConfigError, Settings
+from streaming.flink import environment
+
+NAME = "flink-features"
+CONFIG = click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="the configuration file")
+DEFINITIONS = click.option(
+    "--definitions", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="another definitions file than the one shipped"
+)
+# Values need no checkpoint to be seen, so a checkpoint only bounds what a restart computes again; each copies the whole state.
+LEAST_CHECKPOINT_MS = 15_000
+
+
+@click.group()
+def command() -> None:
+    """Feast features: apply, plan, run, write, backfill, verify."""
+
+
+def folder(home: Path) -> Path:
+    """What the Flink job keeps in the home."""
+    return home / "flink" / "features"
+
+
+def views_of(home: Path) -> list[View]:
+    """The registered views.
+
+    Raises:
+        ConfigError: there are none, or one that cannot be computed.
+    """
+    try:
+        views = repository.registered_views(feature_repo(home))
+        for view in views:
+            compiler.is_listing(view)
+    except (repository.NotApplied, ViewError) as error:
+        raise ConfigError(str(error)) from error
+    return views
+
+
+def chosen_definitions(home: Path, given: Path | None) -> Path:
+    """The file given, else the one applied last, else the one shipped."""
+    applied = feature_repo(home) / "definitions.py"
+    mark = feature_repo(home) / "data" / "own_definitions"
+    return given or (applied if mark.exists() and applied.exists() else repository.DEFINITIONS)
+
+
+@command.command()
+@CONFIG
+@DEFINITIONS
+def apply(config: Path | None, definitions: Path | None) -> None:
+    """Render the Feast repository into the home and register its definitions."""
+
+    def main(settings: Settings, ends: Endpoints, stop: Stop) -> None:
+        source = chosen_definitions(ends.home, definitions)
+        try:
+            views = repository.defined_views(source)
+            for view in views:
+                compiler.is_listing(view)
+            repository.render(ends.feature_repo, ends.redis_url, source)
+            if definitions is not None:
+                (ends.feature_repo / "data" / "own_definitions").touch()
+            repository.apply(ends.feature_repo)
+            registered = repository.registered_views(ends.feature_repo)
+        except (repository.NotApplied, ViewError, ValueError) as error:
+            raise ConfigError(str(error)) from error
+        for view in registered:
+            click.echo(f"{view.name}: {len(view.features)} features by {view.join_key}")
+
+    run("features-apply", main, config)
+
+
+def statements(views: list[View], settings: Settings) -> str:
+    """The SQL of the job without its tables: what decides the values."""
+    shared = compiler.shared(settings.samples.attribution_window_s)
+    return ";\n\n".join([*shared, *(compiler.insert(view, settings.features.history) for view in views)]) + ";\n"
+
+
+@command.command()
+@CONFIG
+@DEFINITIONS
+def plan(config: Path | None, definitions: Path | None) -> None:
+    """Show the Flink SQL of the definitions, and what would change against the registry and the running job."""
+    home = configuration.home()
+    try:
+        settings = configuration.load(config)
+        wanted = repository.defined_views(chosen_definitions(home, definitions))
+        sql = statements(wanted, settings)
+    except (ConfigError, ViewError, repository.NotApplied) as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(sql)
+    try:
+        applied = repository.registered_views(feature_repo(home))
+    except repository.NotApplied:
+        applied = []
+    running = folder(home) / "job.sql"
+    click.echo("\n".join(["Against the registry:", *changes(applied, wanted)]))
+    lines = list(sql_difference(running.read_text() if running.exists() else "", sql))
+    click.echo("\n".join(["Against the job that ran last:", *(lines or ["  nothing changes"])]))
+    if lines and running.exists():
+        click.echo("State of other SQL cannot be taken over: the next `sidstream features run` reads the topics from their beginning.")
+
+
+def changes(applied: list[View], wanted: list[View]) -> list[str]:
+    """What applying would do, one line a view or feature."""
+    old, new = ({view.name: view for view in views} for views in (applied, wanted))
+    lines = [f"  + {name}: {len(new[name].features)} features by {new[name].join_key}" for name in new if name not in old]
+    lines += [f"  - {name}: its values leave the online store" for name in old if name not in new]
+    for name in new.keys() & old.keys():
+        before, after = ({aggregate.name: aggregate for aggregate in views[name].aggregates} for views in (old, new))
+        lines += [f"  + {name}.{feature}" for feature in after if feature not in before]
+        lines += [f"  - {name}.{feature}" for feature in before if feature not in after]
+        lines += [f"  ~ {name}.{feature}" for feature in after if feature in before and before[feature] != after[feature]]
+    return lines or ["  nothing changes"]
+
+
+def sql_difference(old: str, new: str) -> Iterator[str]:
+    """A unified difference, indented."""
+    if not old:
+        yield "  no job ran yet"
+        return
+    for line in difflib.unified_diff(old.splitlines(), new.splitlines(), "running", "defined", lineterm="", n=1):
+        yield f"  {line}"
+
+
+@command.command("run")
+@CONFIG
+@click.option("--fresh", is_flag=True, help="forget the job's state and read the topics from their beginning (after a change of the SQL)")
+def run_job(config: Path | None, fresh: bool) -> None:
+    """Run the features job in an embedded mini cluster until stopped; a restart resumes from its newest checkpoint."""
+    run(NAME, lambda settings, ends, stop: main(settings, ends, stop, fresh), config)
+
+
+def main(settings: Settings, ends: Endpoints, stop: Stop, fresh: bool = False) -> None:
+    """Start the job, say so when it runs, and wait."""
+    views = views_of(ends.home)
+    work = folder(ends.home)
+    sql = statements(views, settings)
+    if fresh or changed(work / "job.sql", sql):
+        environment.prune(work / "checkpoints", None)
+    cluster = environment.MiniCluster(
+        NAME,
+        work,
+        jars.paths("connector"),
+        java_home=java.java_home(),
+        heap_mb=settings.flink.heap_mb,
+        checkpoint_ms=max(settings.flink.checkpoint_ms, LEAST_CHECKPOINT_MS),
+        exactly_once=False,
+    )
+    session = environment.table_environment(cluster)
+    set_ = compiler.define(
+        session.tables,
+        compiler.event_table(ends.kafka, settings.features.disorder_s, settings.samples.attribution_window_s),
+        [compiler.kafka_sink(ends.kafka, view) for view in views],
+        views,
+        history=settings.features.history,
+        attribution_s=settings.samples.attribution_window_s,
+    )
+    job = environment.submit(session, set_)
+    repository.replace(work / "job.sql", sql)
+    if job.wait_running(stop):
+        ready(ends.home, NAME, rest=session.rest, job=job.job_id, at=time.time())
+    job.wait(stop)
+
+
+def changed(path: Path, sql: str) -> bool:
+    """Whether the job that left its state there ran other SQL; its state then fits no operator of the new one."""
+    return path.exists() and path.read_text() != sql
