@@ -27,6 +27,7 @@ from serving.stats import Stats
 BODY_BYTES: Final = 1 << 20
 VIDEO_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
 RANGE: Final = re.compile(r"bytes=(\d+-\d*|-\d+)(,\s*(\d+-\d*|-\d+)){0,9}")
+IDS: Final = re.compile(r"-?[0-9]{1,19}(,-?[0-9]{1,19})*")
 PAGE: Final = Path(__file__).parent / "page"
 
 Body = TypeVar("Body")
@@ -163,15 +164,17 @@ def _page(app: FastAPI, parts: Parts) -> None:
     def user(user_id: int) -> Response:
         """A person's last interactions, newest first, each with the card of its video."""
         try:
-            entries, missing = parts.history.history(user_id), None
+            entries, missing = parts.history.histories([user_id])[0], None
         except Exception as error:
             entries, missing = [], f"features: {type(error).__name__}"
         history = [{"entry": entry, "card": _card(parts, entry.item_id)} for entry in entries]
         return Response(msgspec.json.encode({"user_id": user_id, "missing": missing, "history": history}), media_type="application/json")
 
     @app.get("/api/cards")
-    def cards(ids: Annotated[str, Query(pattern=r"^-?\d{1,19}(,-?\d{1,19}){0,199}$")]) -> Response:
-        """Cards of videos, by item id."""
+    def cards(ids: Annotated[str, Query(max_length=4_000)]) -> Response:
+        """Cards of videos, by comma-separated item ids."""
+        if not IDS.fullmatch(ids):
+            raise HTTPException(422, "ids: expected numbers with commas between them")
         found = [_card(parts, int(item)) for item in ids.split(",")]
         return Response(msgspec.json.encode(found), media_type="application/json")
 

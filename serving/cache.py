@@ -192,12 +192,16 @@ class SidCache:
         videos = catalogue_videos(bundle, _now_ms() if now_ms is None else now_ms)
         if self._call(self._redis.get, marker) == str(len(videos)).encode():
             return 0
-        self._call(self._redis.set, _key(bundle.version, "content_levels"), bundle.content_levels)
-        added = 0
-        for start in range(0, len(videos), chunk):
-            added += self._put_all(bundle.version, [(video, 0.0) for video in videos[start : start + chunk]])
+        added = self.restore(bundle.version, videos, bundle.content_levels, chunk=chunk)
         self._call(self._redis.set, marker, len(videos))
         return added
+
+    def restore(self, bundle: str, videos: Sequence[CachedVideo], content_levels: int, *, chunk: int = 500) -> int:
+        """Put videos back into a Redis that lost them; answers how many."""
+        self._call(self._redis.set, _key(bundle, "content_levels"), content_levels)
+        return sum(
+            self._put_all(bundle, [(video, 0.0) for video in videos[start : start + chunk]]) for start in range(0, len(videos), chunk)
+        )
 
     def rate(self, bundle: str, ratings: Mapping[CachedVideo, float]) -> None:
         """Say how well videos do now; the best one answers for its content."""

@@ -90,7 +90,7 @@ def poster(sid: Codes, content_levels: int, title: str, caption: str) -> str:
         f'<title>{escape(title)}</title><defs><linearGradient id="g" x1="0" y1="0" x2="1" y2="1">'
         f'<stop offset="0" stop-color="{colours[0]}"/><stop offset="1" stop-color="{colours[1]}"/></linearGradient></defs>'
         f'<rect width="270" height="480" fill="url(#g)"/>{shapes}'
-        f'<text x="18" y="458" font-family="ui-monospace,monospace" font-size="13" fill="#fff" fill-opacity=".72">{escape(caption)}</text>'
+        f'<text x="18" y="436" font-family="ui-monospace,monospace" font-size="13" fill="#fff" fill-opacity=".72">{escape(caption)}</text>'
         "</svg>"
     )
 

@@ -28,8 +28,8 @@ SEEN_IN_HISTORY: Final = 30  # of the person's last interactions, those not to b
 class History(Protocol):
     """The online features that serving reads."""
 
-    def history(self, user_id: int) -> list[HistoryEntry]:
-        """A person's last interactions, newest first; empty for somebody unknown."""
+    def histories(self, user_ids: Sequence[int]) -> list[list[HistoryEntry]]:
+        """People's last interactions in one round trip, newest first; empty for somebody unknown."""
 
 
 class Cache(Protocol):
@@ -64,14 +64,20 @@ class Engine:
     """The path of a batch through the model and the stores."""
 
     def __init__(
-        self, model: ModelSlot, features: History, cache: Cache, popularity: Popularity, metrics: Metrics, chance: random.Random
+        self,
+        model: ModelSlot,
+        features: History,
+        cache: Cache,
+        popularity: Popularity,
+        metrics: Metrics,
+        chance: random.Random | None = None,
     ) -> None:
         self._model = model
         self._features = features
         self._cache = cache
         self._popularity = popularity
         self._metrics = metrics
-        self._chance = chance
+        self._chance = chance or random.Random()
         self._features_rest_until = 0.0
 
     def answer(self, asks: Sequence[Ask], width: int) -> list[Answered]:
@@ -104,12 +110,8 @@ class Engine:
         near = self._neighbours(serving, beams, found)
         feeds = [self._compose(serving, ask, context, beam, found, near) for ask, context, beam in zip(asks, contexts, beams, strict=True)]
         composed = time.monotonic()
-        for stage, took in (
-            ("features", read - started),
-            ("beam", searched - read),
-            ("cache", looked_up - searched),
-            ("policy", composed - looked_up),
-        ):
+        stages = {"features": read - started, "beam": searched - read, "cache": looked_up - searched, "policy": composed - looked_up}
+        for stage, took in stages.items():
             self._metrics.stages.labels(stage).observe(took)
         return [Answered(feed, serving, context) for feed, context in zip(feeds, contexts, strict=True)]
 
@@ -118,7 +120,7 @@ class Engine:
         if time.monotonic() < self._features_rest_until:
             return [None] * len(user_ids)
         try:
-            return [Context(history=list(self._features.history(user_id))) for user_id in user_ids]
+            return [Context(history=history) for history in self._features.histories(user_ids)]
         except Exception as error:
             self._features_rest_until = time.monotonic() + 1.0
             log.warning("event=features_unreadable error=%r", str(error))

@@ -23,7 +23,7 @@ export const compact = (value) =>
 function niceTop(value) {
   if (!(value > 0)) return 1;
   const unit = 10 ** Math.floor(Math.log10(value));
-  return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].find((step) => step * unit >= value * 1.04) * unit;
+  return [1, 1.5, 2, 3, 4, 5, 6, 8, 10, 12].find((step) => step * unit >= value * 1.04) * unit;
 }
 
 /** Draw a chart. `series`: [{name, color, values (null = not known), dash?, band?}] over `xs`; `label(x)` writes a place on the axis. */

@@ -20,12 +20,19 @@ export function showLost(error) {
 }
 
 export function showStats(stats) {
+  stats.series = since(stats.series, stats.now - stats.server.up_s);
   health(stats);
   tiles(stats);
   charts(stats);
   learning(stats);
   versions(stats);
   generation(stats);
+}
+
+// The server's own start is where its curves begin, with a minute at least.
+function since(series, start) {
+  const first = Math.min(series.at.findIndex((at) => at >= start - STEP_S), series.at.length - 60 / STEP_S);
+  return first > 0 ? Object.fromEntries(Object.entries(series).map(([name, values]) => [name, values.slice(first)])) : series;
 }
 
 function health({ missing, server, series }) {
@@ -74,7 +81,7 @@ function tiles({ now, server, series, videos, writer }) {
     tile("Events", compact(round(events.at(-1))), "/s", `${compact(round(rate(series, "in_dead_letters").at(-1)))} dead letters/s`, events),
     tile("Samples", compact(round(samples.at(-1))), "/s", lag.p99 == null ? "none seen yet" : `ready → in Kafka p99 ${compact(lag.p99)} ms`, samples, "b"),
     tile("Answers", compact(round(requests.at(-1))), "/s", latency.p99 == null ? "nobody asks now" : `p50 ${compact(latency.p50)} · p99 ${compact(latency.p99)} ms`, requests, "d"),
-    tile("Exact hits", percent(share.at(-1)), "", "of the served SIDs that the model asked for", share, "exact"),
+    tile("Exact hits", percent(share.at(-1)), "", "of the SIDs that the model asked for", share, "exact"),
     tile("Model", server.model_since ? ago(now - server.model_since) : "–", "old", `has learnt up to ${trained} ago${feature == null ? "" : ` · features p99 ${compact(feature)} ms`}`, [], "accent"),
     tile("Videos", compact(videos.total), "", `${compact(videos.generated ?? 0)} generated · ${compact(videos.sids)} SIDs`, generated, "c"),
   );
@@ -84,9 +91,9 @@ const round = (value) => (value == null ? null : value < 10 ? Math.round(value *
 const percent = (value) => (value == null ? "–" : `${Math.round(value * 100)} %`);
 
 function charts({ series }) {
-  const xs = series.at;
+  const xs = series.at, format = (value) => compact(round(value));
   draw($("cases"), {
-    xs, stacked: true, label: clock, nothing: "Nobody has asked for a feed in the last minutes",
+    xs, stacked: true, label: clock, format, nothing: "Nobody has asked for a feed in the last minutes",
     series: [
       { name: "exact hit", color: color("exact"), values: rate(series, "exact_hit") },
       { name: "content hit", color: color("content"), values: rate(series, "content_hit") },
@@ -96,11 +103,11 @@ function charts({ series }) {
   });
   const colors = { impressions: "a", watches: "b", engagements: "c", conversions: "d" };
   draw($("events"), {
-    xs, label: clock, nothing: "No events yet",
+    xs, label: clock, format, nothing: "No events yet",
     series: Object.entries(eventRates(series)).map(([name, values]) => ({ name, color: color(colors[name]), values })),
   });
   draw($("latency"), {
-    xs, label: clock, nothing: "Nobody has asked for a feed in the last minutes",
+    xs, label: clock, format, nothing: "Nobody has asked for a feed in the last minutes",
     series: [{ name: "p99", color: color("c"), values: series.p99 }, { name: "p50", color: color("a"), values: series.p50 }],
   });
 }
@@ -154,7 +161,7 @@ function generation({ now, queue, videos, generators }) {
     const waited = `asked ${wish.demand}×, for ${ago(now - wish.since / 1000)}`;
     return html("li", {}, html("span", { className: "code", textContent: wish.sid.join(".") }), html("span", { className: "meter" }, bar), html("span", { className: "quiet", textContent: waited }));
   }));
-  if (!wanted.length) $("wanted").replaceChildren(html("li", {}, html("span", { className: "quiet", textContent: "Every SID that was asked has a video" })));
+  if (!wanted.length) $("wanted").replaceChildren(html("li", { className: "none" }, html("span", { className: "quiet", textContent: "Every SID that was asked has a video" })));
   const state = generators.map((one) => one.making ?? one.state).filter(Boolean);
   $("videos-note").textContent = generators.length ? `${generators.length} generator${generators.length > 1 ? "s" : ""}${state.length ? `: ${state.join(", ")}` : ""}` : "no generator is here";
   const key = videos.newest.map((video) => video.uri).join();

@@ -5,7 +5,7 @@ import { ago } from "./dashboard.js";
 import { html } from "./charts.js";
 
 const $ = (id) => document.getElementById(id);
-const COUNT = 10;
+const COUNT = 12; // fills rows of 6, 4, 3 and 2
 const CASES = { exact_hit: ["exact hit", "exact"], content_hit: ["content hit", "content"], miss: ["miss: the nearest there is", "miss"] };
 const SOUND_ON = '<svg viewBox="0 0 24 24"><path d="M4 9v6h4l5 4V5L8 9zM16 9a4 4 0 0 1 0 6M19 6a8 8 0 0 1 0 12"/></svg>';
 const SOUND_OFF = '<svg viewBox="0 0 24 24"><path d="M4 9v6h4l5 4V5L8 9zM17 9l5 6M22 9l-5 6"/></svg>';
@@ -67,12 +67,13 @@ async function showHistory() {
 function merge(history) {
   const merged = [];
   for (const { entry, card } of history) {
-    const words = [...(entry.play_ms == null ? [] : [`watched ${(entry.play_ms / 1000).toFixed(0)} s`]), ...entry.kinds].join(", ") || "seen";
+    const did = entry.play_ms == null ? entry.kinds : [`${(entry.play_ms / 1000).toFixed(0)} s`, ...entry.kinds];
     const last = merged.at(-1);
-    if (last && last.item === entry.item_id) last.words = `${last.words}, ${words}`;
-    else merged.push({ item: entry.item_id, ts: entry.ts, words, card });
+    if (last && last.item === entry.item_id) last.did.push(...did);
+    else merged.push({ item: entry.item_id, ts: entry.ts, did: [...did], card });
   }
-  return merged;
+  const weight = (word) => (word === "click" ? 2 : /^\d/.test(word) ? 1 : 0); // the rarest first: there is little room
+  return merged.map(({ did, ...rest }) => ({ ...rest, words: [...new Set(did)].sort((a, b) => weight(a) - weight(b)).join(", ") || "seen" }));
 }
 
 async function showFeed() {

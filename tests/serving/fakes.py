@@ -86,13 +86,13 @@ class FakePolicy:
 
 class FakeFeatures:
     def __init__(self) -> None:
-        self.histories: dict[int, list[HistoryEntry]] = {}
+        self.known: dict[int, list[HistoryEntry]] = {}
         self.failure: Exception | None = None
 
-    def history(self, user_id: int) -> list[HistoryEntry]:
+    def histories(self, user_ids: Sequence[int]) -> list[list[HistoryEntry]]:
         if self.failure is not None:
             raise self.failure
-        return self.histories.get(user_id, [])
+        return [self.known.get(user_id, []) for user_id in user_ids]
 
 
 class FakeCache:
