@@ -197,3 +197,37 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     offset: int
     reason: str
     body_base64: str
+
+
+class RecordError(ValueError):
+    """A record that breaks its schema; the message says where and why."""
+
+
+_encoder = msgspec.json.Encoder()
+_decoders = {
+    topic: msgspec.json.Decoder(schema | Heartbeat)  # type: ignore[operator]
+    for topic, schema in {
+        "impressions": Impression,
+        "engagements": Engagement,
+        "watches": Watch,
+        "conversions": Conversion,
+        "questionnaires": Questionnaire,
+    }.items()
+}
+
+
+def encode(record: msgspec.Struct) -> bytes:
+    """A record as it travels."""
+    return _encoder.encode(record)
+
+
+def decode(topic: str, body: bytes) -> Event | Heartbeat:
+    """A record of an event topic, checked.
+
+    Raises:
+        RecordError: not JSON, another schema, a field that is missing or breaks its bound.
+    """
+    try:
+        return _decoders[topic].decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise RecordError(str(error)) from error
