@@ -87,9 +87,8 @@ class Server:
         self._live = LiveView(self._popularity, self._metrics, self.library.made, self._published.set)
         self._health = {"kafka": True, "redis": True}
         self._stopping = threading.Event()
-        self._threads = [
-            threading.Thread(target=work, name=work.__name__, daemon=True) for work in (self._listen, self._follow, self._keep)
-        ]
+        works = (self._listen, self._follow, self._keep)
+        self._threads = [threading.Thread(target=work, name=work.__name__, daemon=True) for work in works]
 
     def app(self) -> FastAPI:
         """The HTTP application; its wishes for videos are settled while it runs."""
@@ -199,12 +198,11 @@ def listen(client: Client, live: LiveView, health: dict[str, bool], stopped: Cal
     def failed(error: Any) -> None:
         health["kafka"] = False
 
-    reader = consumer(client, f"sidstream-serve-{uuid.uuid4().hex}", (), from_start=False, error_cb=failed)
+    reader = consumer({**client, "error_cb": failed}, f"sidstream-serve-{uuid.uuid4().hex}", (), from_start=False)
     try:
-        known = reader.list_topics(timeout=10).topics
-        ends = [
-            TopicPartition(topic, partition, OFFSET_END) for topic in LISTENED if topic in known for partition in known[topic].partitions
-        ]
+        found = reader.list_topics(timeout=10).topics
+        partitions = [(topic, partition) for topic in LISTENED if topic in found for partition in found[topic].partitions]
+        ends = [TopicPartition(topic, partition, OFFSET_END) for topic, partition in partitions]
         reader.assign(ends)
         full = 0
         while not stopped():
@@ -213,7 +211,7 @@ def listen(client: Client, live: LiveView, health: dict[str, bool], stopped: Cal
             for message in messages:
                 if message.error() is None:
                     health["kafka"] = True
-                    live.observe(message.topic(), message.value() or b"", message.timestamp()[1], now_ms)
+                    live.observe(message.topic() or "", message.value() or b"", message.timestamp()[1], now_ms)
             full = full + 1 if len(messages) == LISTENED_AT_ONCE else 0
             if full >= FULL_READS_BEFORE_SKIPPING:
                 full = 0

@@ -113,11 +113,16 @@ class Lookup:
 class Catalogue(Protocol):
     """The part of a bundle that the cache is seeded from; `sids` is int32[N, L], row for row with `item_ids` int64[N] and the table."""
 
-    version: str
-    content_levels: int
-    item_ids: Any
-    sids: Any
-    catalogue: Any
+    @property
+    def version(self) -> str: ...
+    @property
+    def content_levels(self) -> int: ...
+    @property
+    def item_ids(self) -> Any: ...
+    @property
+    def sids(self) -> Any: ...
+    @property
+    def catalogue(self) -> Any: ...
 
 
 class CacheGone(Exception):

@@ -22,7 +22,7 @@ DAY_MS: Final = 86_400_000
 class Producer(Protocol):
     """The part of `confluent_kafka.Producer` that is used here."""
 
-    def produce(self, topic: str, value: bytes, key: bytes, on_delivery: Callable[[Any, Any], None] | None = None) -> None: ...
+    def produce(self, topic: str, value: bytes, key: bytes, *, on_delivery: Callable[[Any, Any], None]) -> None: ...
     def poll(self, timeout: float) -> int: ...
     def flush(self, timeout: float) -> int: ...
 
@@ -104,7 +104,7 @@ class EventLog:
                 continue
             future: asyncio.Future[str | None] = loop.create_future()
             try:
-                self._confirmed.produce(topic, records.encode(event), str(event.user_id).encode(), _reporter(loop, future))
+                self._confirmed.produce(topic, records.encode(event), str(event.user_id).encode(), on_delivery=_reporter(loop, future))
             except BufferError:
                 future.set_result("the queue to Kafka is full; send it again")
             sent.append((index, topic, future))
@@ -127,7 +127,7 @@ class EventLog:
 
     def _send(self, topic: str, value: bytes, key: str, kind: str) -> None:
         try:
-            self._lasting.produce(topic, value, key.encode(), self._reported)
+            self._lasting.produce(topic, value, key.encode(), on_delivery=self._reported)
         except BufferError:
             self._metrics.impressions.labels("lost").inc()
             log.error("event=queue_full topic=%s", topic)

@@ -121,12 +121,11 @@ class FakeProducer:
         self.full = False
         self._reports: list[Callable[[Any, Any], None]] = []
 
-    def produce(self, topic: str, value: bytes, key: bytes, on_delivery: Callable[[Any, Any], None] | None = None) -> None:
+    def produce(self, topic: str, value: bytes, key: bytes, *, on_delivery: Callable[[Any, Any], None]) -> None:
         if self.full:
             raise BufferError("Local: Queue full")
         self.sent.append((topic, key, value))
-        if on_delivery is not None:
-            self._reports.append(on_delivery)
+        self._reports.append(on_delivery)
 
     def poll(self, timeout: float) -> int:
         reports, self._reports = self._reports, []
