@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 LOG_COLUMNS: Final[tuple[str, ...]] = (
     "time_ms", "user_id", "video_id", "is_click", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "is_profile_enter",
-    "play_time_ms", "duration_ms", "tab",
+    "play_time_ms", "duration_ms", "tab", "long_view", "profile_stay_time", "comment_stay_time", "date", "hourmin", "is_rand",
 )  # fmt: skip
 VIDEO_TYPES: Final[dict[str, pa.DataType]] = {
     "video_id": pa.int64(),

@@ -22,6 +22,8 @@ SWIPE_MS: Final = 40
 THINK_MS: Final = 400  # mean pause between two feeds of a session
 STAYS: Final = 0.8  # chance that a session goes on with another feed
 SCROLLS: Final = 0.97  # chance that the next video of a feed is looked at, too
+INTERRUPTED: Final = 0.004  # chance before a video that something else takes the person away for PAUSE_MS on average
+PAUSE_MS: Final = 10_000
 CONVERSION_MS: Final = 5_000  # median time from impression to conversion
 LONGEST_CONVERSION_MS: Final = 40_000
 NETWORK_MS: Final = (5, 60)
@@ -66,7 +68,7 @@ def answers(world: World, user_id: int, visit: int, feed: Sequence[Shown]) -> tu
     for shown in feed:
         if shown.position and rng.random() > SCROLLS:
             break
-        now += SWIPE_MS
+        now += SWIPE_MS + (rng.exponential(PAUSE_MS) if rng.random() < INTERRUPTED else 0.0)
         reaction = world.react(
             user_id, shown.content, shown.creative, shown.duration_ms, shown.position, rng, world.quality_of(shown.item_id)
         )
