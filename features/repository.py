@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -48,8 +47,13 @@ def connection_string(redis_url: str) -> str:
 def render(folder: Path, redis_url: str, definitions: Path = DEFINITIONS) -> None:
     """Write `feature_store.yaml` and `definitions.py`; the registry beside them stays as it is."""
     (folder / "data").mkdir(parents=True, exist_ok=True)
-    replace(folder / "feature_store.yaml", TEMPLATE.read_text().replace("{redis}", connection_string(redis_url)))
+    replace(folder / "feature_store.yaml", configured(redis_url))
     replace(folder / "definitions.py", definitions.read_text())
+
+
+def configured(redis_url: str) -> str:
+    """The text of `feature_store.yaml`."""
+    return TEMPLATE.read_text().replace("{redis}", connection_string(redis_url))
 
 
 def replace(path: Path, text: str) -> None:
@@ -77,17 +81,28 @@ def defined_views(definitions: Path = DEFINITIONS) -> list[View]:
     return sorted(map(view_of, found), key=lambda view: view.name)
 
 
-def apply(folder: Path) -> str:
-    """Run `feast apply`: register what the definitions say, drop what they no longer say; returns what Feast says.
+def is_applied(folder: Path, redis_url: str, definitions: Path = DEFINITIONS) -> bool:
+    """Whether the registry already holds what `render` and `apply` would put there; answered without importing Feast."""
+    registry = folder / "data" / "registry.db"
+    rendered = {folder / "feature_store.yaml": configured(redis_url), folder / "definitions.py": definitions.read_text()}
+    if not registry.exists() or any(not path.exists() or path.read_text() != text for path, text in rendered.items()):
+        return False
+    return registry.stat().st_mtime_ns >= max(path.stat().st_mtime_ns for path in rendered)
 
-    Raises:
-        NotApplied: Feast refuses; the message is Feast's own.
-    """
-    command = [sys.executable, "-W", "ignore", "-m", "feast.cli.cli", "--chdir", str(folder), "apply", "--skip-source-validation"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise NotApplied(f"feast apply in {folder}: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1]}")
-    return done.stdout
+
+def apply(folder: Path) -> None:
+    """`feast apply`: register what the rendered definitions say, drop what they no longer say, here and in Redis."""
+    from feast.repo_config import load_repo_config
+    from feast.repo_operations import apply_total
+
+    before = Path.cwd()
+    sys.path.insert(0, str(folder))  # Feast imports the definitions by their name
+    try:
+        config = load_repo_config(folder, folder / "feature_store.yaml")
+        apply_total(config, folder, skip_source_validation=True)  # there are no files before the first backfill
+    finally:
+        sys.path.remove(str(folder))
+        os.chdir(before)
 
 
 def registered_views(folder: Path) -> list[View]:

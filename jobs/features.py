@@ -13,6 +13,8 @@ from features import compile as compiler
 from features import repository
 from features.view import View, ViewError
 from jobs import settings as configuration
+from jobs.feature_writing import NAME as WRITER
+from jobs.feature_writing import WriterProcess
 from jobs.local import jars, java
 from jobs.process import Endpoints, Stop, feature_repo, ready, run
 from jobs.settings import ConfigError, Settings
@@ -66,16 +68,16 @@ def apply(config: Path | None, definitions: Path | None) -> None:
     """Render the Feast repository into the home and register its definitions."""
 
     def main(settings: Settings, ends: Endpoints, stop: Stop) -> None:
-        source = chosen_definitions(ends.home, definitions)
+        source, repo = chosen_definitions(ends.home, definitions), ends.feature_repo
         try:
-            views = repository.defined_views(source)
-            for view in views:
-                compiler.is_listing(view)
-            repository.render(ends.feature_repo, ends.redis_url, source)
-            if definitions is not None:
-                (ends.feature_repo / "data" / "own_definitions").touch()
-            repository.apply(ends.feature_repo)
-            registered = repository.registered_views(ends.feature_repo)
+            if not repository.is_applied(repo, ends.redis_url, source):
+                for view in repository.defined_views(source):
+                    compiler.is_listing(view)
+                repository.render(repo, ends.redis_url, source)
+                if definitions is not None:
+                    (repo / "data" / "own_definitions").touch()
+                repository.apply(repo)
+            registered = repository.registered_views(repo)
         except (repository.NotApplied, ViewError, ValueError) as error:
             raise ConfigError(str(error)) from error
         for view in registered:
@@ -180,3 +182,15 @@ def main(settings: Settings, ends: Endpoints, stop: Stop, fresh: bool = False) -
 def changed(path: Path, sql: str) -> bool:
     """Whether the job that left its state there ran other SQL; its state then fits no operator of the new one."""
     return path.exists() and path.read_text() != sql
+
+
+@command.command()
+@CONFIG
+@click.option("--freshness", type=click.Path(dir_okay=False, path_type=Path), help="keep percentiles of event → written here, as JSON")
+def write(config: Path | None, freshness: Path | None) -> None:
+    """Put the values of the feature topics online, from where the values in Redis end, until stopped."""
+
+    def main(settings: Settings, ends: Endpoints, stop: Stop) -> None:
+        WriterProcess(ends, views_of(ends.home), stop, freshness).run()
+
+    run(WRITER, main, config)
