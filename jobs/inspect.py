@@ -1,0 +1,193 @@
+"""`sidstream inspect`: dead letters with their raw bytes, and the live clock of the topics."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import click
+import msgspec
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+
+from jobs.process import Endpoints, Stop, ready, run, write_json
+from jobs.report import read_json
+from jobs.settings import Settings
+from streaming import topics
+from streaming.heartbeat import EVERY_MS, LIVE_MS, Heartbeats, partitions
+from streaming.inspector import Counters, Rejected, dead_letter, reason_of, verdict
+from streaming.kafka import Client, consumer, producer
+from streaming.records import DeadLetter, encode
+
+GROUP: Final = "inspector"
+BATCH: Final = 5_000
+QUIET_S: Final = 2.0  # offsets without dead letters are committed this often
+REMEMBERED: Final = 10_000  # places of recent dead letters: an array of several faulty rows is rejected once for each
+
+log = logging.getLogger("sidstream.inspector")
+
+
+class Bytes:
+    """Fetches one record by its place."""
+
+    def __init__(self, client: Client) -> None:
+        self._reader: Consumer = consumer(client, f"{GROUP}-bytes", [])
+
+    def fetch(self, topic: str, partition: int, offset: int) -> Message | None:
+        """The record, or None where it is no longer kept."""
+        low, high = self._reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
+        if not low <= offset < high:
+            return None
+        self._reader.assign([TopicPartition(topic, partition, offset)])
+        for _ in range(20):
+            message = self._reader.poll(0.5)
+            if message is not None and message.error() is None:
+                return message if message.offset() == offset else None
+        raise TimeoutError(f"{topic}-{partition} offset {offset} was not delivered within 10 s")
+
+
+class LiveClock(threading.Thread):
+    """Sends heartbeats in wall-clock time from the moment on that live traffic was seen."""
+
+    def __init__(self, client: Client, stop: Stop, started: bool) -> None:
+        super().__init__(name="live-clock", daemon=True)
+        self._producer, self._stop_signal = producer(client), stop
+        self._beats = Heartbeats(self._producer, partitions(client))
+        self.live = threading.Event()
+        if started:
+            self.live.set()
+
+    def saw(self, record_time_ms: int) -> None:
+        """Told of every event's record time; one near the wall clock starts the clock."""
+        if not self.live.is_set() and abs(time.time() * 1000 - record_time_ms) < LIVE_MS:
+            log.info("event=live_clock_started")
+            self.live.set()
+
+    def run(self) -> None:
+        while not self._stop_signal.is_set():
+            if self.live.wait(0.2):
+                now = time.time_ns() // 1_000_000
+                self._beats.send(now, now)
+                self._producer.poll(0)
+                self._stop_signal.wait(EVERY_MS / 1000)
+        self._producer.flush(5)
+
+
+class Inspection:
+    """Consume, judge, write: dead letters and the offsets they answer for are one transaction, so each record is buried once."""
+
+    def __init__(self, ends: Endpoints, stop: Stop) -> None:
+        self._state = ends.home / "run" / "inspector.json"
+        saved = read_json(self._state)
+        self.counters = Counters.from_dict(saved.get("counters", {}))
+        self._reader = consumer(ends.kafka, GROUP, [*topics.EVENT_TOPICS, topics.REJECTS])
+        self._writer = producer(ends.kafka, transactional_id=f"sidstream-{GROUP}")
+        self._writer.init_transactions(30)
+        self._bytes = Bytes(ends.kafka)
+        self.clock = LiveClock(ends.kafka, stop, bool(saved.get("live")))
+        self._rejected = msgspec.json.Decoder(Rejected)
+        self._recent: deque[tuple[str, int, int]] = deque(maxlen=REMEMBERED)
+        self._committed_at = time.monotonic()
+        self._uncommitted: dict[tuple[str, int], int] = {}
+
+    def judge(self, message: Message) -> DeadLetter | None:
+        """The dead letter of a record, if it gets one here."""
+        topic, partition, offset = message.topic() or "", message.partition() or 0, message.offset() or 0
+        body, appended = message.value(), message.timestamp()[1]
+        if topic == topics.REJECTS:
+            return self._complete(self._rejected.decode(body or b"{}"))
+        what = verdict(body)
+        self.counters.saw(topic, partition, offset, what)
+        if what == "row":
+            self.clock.saw(appended)
+        return dead_letter(topic, partition, offset, reason_of(topic, body, appended), body) if what == "invisible" else None
+
+    def _complete(self, rejected: Rejected) -> DeadLetter | None:
+        place = (rejected.topic, rejected.partition, rejected.offset)
+        if place in self._recent:
+            return None
+        self._recent.append(place)
+        message = self._bytes.fetch(*place)
+        if message is None:
+            return dead_letter(*place, f"{rejected.reason}; its bytes are no longer kept", None)
+        reason = rejected.reason
+        if reason.startswith("not a usable"):
+            reason = reason_of(rejected.topic, message.value(), message.timestamp()[1])
+        return dead_letter(*place, reason, message.value())
+
+    def step(self, messages: Sequence[Message]) -> None:
+        """Judge a batch and commit it."""
+        letters: list[DeadLetter] = []
+        for message in messages:
+            if message.error() is not None:
+                log.warning('event=read_failed reason="%s"', message.error())
+                continue
+            letter = self.judge(message)
+            if letter is not None:
+                letters.append(letter)
+            self._uncommitted[message.topic() or "", message.partition() or 0] = (message.offset() or 0) + 1
+        if letters:
+            self._bury(letters)
+        elif self._uncommitted and time.monotonic() - self._committed_at > QUIET_S:
+            self._reader.commit(offsets=self._offsets(), asynchronous=False)
+            self._settled()
+
+    def _bury(self, letters: Sequence[DeadLetter]) -> None:
+        self._writer.begin_transaction()
+        for letter in letters:
+            self._writer.produce(topics.DEAD_LETTERS, encode(letter), f"{letter.topic}-{letter.partition}-{letter.offset}")
+        self._writer.send_offsets_to_transaction(self._offsets(), self._reader.consumer_group_metadata(), 30)
+        self._writer.commit_transaction(30)
+        for letter in letters:
+            self.counters.buried(letter.topic, letter.partition)
+        self._settled()
+
+    def _offsets(self) -> list[TopicPartition]:
+        return [TopicPartition(topic, partition, offset) for (topic, partition), offset in self._uncommitted.items()]
+
+    def _settled(self) -> None:
+        self._uncommitted.clear()
+        self._committed_at = time.monotonic()
+        self.save()
+
+    def save(self) -> None:
+        write_json(self._state, {"at": time.time(), "live": self.clock.live.is_set(), "counters": self.counters.as_dict()})
+
+    def read(self) -> list[Message]:
+        return self._reader.consume(BATCH, 0.2)
+
+    def close(self) -> None:
+        if self._uncommitted:
+            self._reader.commit(offsets=self._offsets(), asynchronous=False)
+            self._settled()
+        self._reader.close()
+
+
+def main(settings: Settings, ends: Endpoints, stop: Stop) -> None:
+    """Judge until stopped. A transaction that fails ends the process; the next one begins at what was committed."""
+    inspection = Inspection(ends, stop)
+    inspection.clock.start()
+    inspection.save()
+    ready(ends.home, "inspector")
+    while not stop.is_set():
+        try:
+            inspection.step(inspection.read())
+        except KafkaException as error:
+            raise ConnectionError(f"Kafka: {error.args[0].str()}") from error
+    inspection.close()
+    inspection.clock.join(5)
+
+
+@click.command()
+@click.option("--config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def command(config: Path | None) -> None:
+    """Write dead letters, and keep the live clock.
+
+    Reads the event topics independently of Flink: what is not JSON is a dead letter with its raw bytes; what Flink rejects gets its
+    bytes and a readable reason. Sends heartbeats in wall-clock time once live traffic was seen.
+    """
+    run("inspector", main, config)
