@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import time
 from collections import deque
 from pathlib import Path
@@ -16,7 +15,10 @@ import redis
 from confluent_kafka import Consumer, Producer
 
 from generation import workflow
+from generation.attributes import specify
 from generation.demand import Claim, DemandQueue, key_of
+from generation.encode import Abandoned, BrokenVideoError
+from generation.voice import VoiceError
 from jobs.process import Endpoints, Stop, ready, run, write_json
 from jobs.settings import Settings
 from model.sid.bundle import Bundle, BundleError
@@ -93,7 +95,7 @@ class Worker:
         request = msgspec.convert(wrapped["request"], GenerationRequest)
         try:
             bundle = self._bundle(request.bundle_version)
-            spec = workflow.specify(bundle, tuple(request.sid), request.metadata, seconds=self._settings.generation.seconds)
+            spec = specify(bundle, request.sid, request.metadata, seconds=self._settings.generation.seconds)
         except (BundleError, StoreError, ValueError) as error:
             log.error('event=refused sid=%s bundle=%s reason="%s"', request.sid, request.bundle_version, error)
             self._queue.finish(claim, generated=False)
@@ -103,12 +105,7 @@ class Worker:
             return
         began = time.monotonic()
         name = f"{request.bundle_version}-{'.'.join(map(str, request.sid))}.mp4"
-        partial = self._videos / f".{name}.{os.getpid()}.mp4"
-        try:
-            facts = workflow.make_video(spec, partial)
-            partial.replace(self._videos / name)
-        finally:
-            partial.unlink(missing_ok=True)
+        facts = workflow.make_video(spec, self._videos / name, stopped=self._stop.is_set)
         video = Video(
             sid=request.sid,
             bundle_version=request.bundle_version,
@@ -151,7 +148,10 @@ class Worker:
             except (redis.RedisError, CacheGone, TimeoutError) as error:
                 log.warning('event=waiting reason="%s"', error)
                 self._stop.wait(1.0)
-            except workflow.WorkflowError as error:
+            except Abandoned:
+                if claim is not None:
+                    self._queue.release(claim)
+            except (BrokenVideoError, VoiceError) as error:
                 log.error('event=failed key=%s reason="%s"', claim.key if claim else None, error)
                 if claim is not None:
                     self._queue.finish(claim, generated=False)
@@ -181,7 +181,7 @@ class Worker:
 
 def clear_partials(folder: Path) -> None:
     """Remove what a killed worker left half done."""
-    for partial in folder.glob(".*.mp4"):
+    for partial in folder.glob(".*.partial"):
         pid = partial.name.rsplit(".", 2)[-2]
         if not (pid.isdigit() and Path(f"/proc/{pid}").exists()):
             partial.unlink(missing_ok=True)
