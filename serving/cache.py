@@ -188,8 +188,8 @@ class SidCache:
 
     def put(self, video: records.Video, *, now_ms: int | None = None) -> bool:
         """Put a generated video; answers whether it is new. Putting one twice changes nothing."""
-        rating = sum(video.scores.values()) / len(video.scores) if video.scores else 0.0
-        return self._put_all(video.bundle_version, [(generated_video(video, _now_ms() if now_ms is None else now_ms), rating)]) > 0
+        # Its scores are measurements of the file, not of how well it does: like a catalogue's video it begins at 0.
+        return self._put_all(video.bundle_version, [(generated_video(video, _now_ms() if now_ms is None else now_ms), 0.0)]) > 0
 
     def seed(self, bundle: Catalogue, *, now_ms: int | None = None, chunk: int = 500) -> int:
         """Put the catalogue of a bundle unless that was done; answers how many videos were new."""
