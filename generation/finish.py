@@ -8,7 +8,7 @@ from typing import Final
 
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
-from generation.paint import HEIGHT, WIDTH, Canvas, Colours, Rgb, glow, mix
+from generation.paint import HEIGHT, WIDTH, Canvas, Colours, Rgb, glow, mix, turned
 
 MARGIN: Final = 36  # empty pixels that a finish needs around a sprite
 
@@ -59,7 +59,7 @@ def neon(image: Image.Image, colours: Colours) -> Image.Image:
     rim = ImageChops.subtract(_grown(alpha, 4), alpha)
     lines = ImageChops.lighter(edges.filter(ImageFilter.GaussianBlur(0.8)), rim)
     halo = _plain(_grown(alpha, 14).filter(ImageFilter.GaussianBlur(13)), colours.c, 0.75)
-    inside = Image.blend(image.convert("RGB"), Image.new("RGB", image.size, colours.dark), 0.35).convert("RGBA")
+    inside = Image.blend(image.convert("RGB"), Image.new("RGB", image.size, colours.dark), 0.22).convert("RGBA")
     inside.putalpha(alpha)
     halo.alpha_composite(inside)
     halo.alpha_composite(_plain(lines, mix(colours.b, (255, 255, 255), 0.55)))
@@ -109,9 +109,9 @@ FINISHES: Final[dict[str, Callable[[Image.Image, Colours], Image.Image]]] = {
 
 def pattern(kind: str, colours: Colours, width: int, height: int) -> Image.Image:
     """The backdrop of a close-up: a light in the middle and the style's own texture (RGB)."""
-    inner, outer = mix(colours.sky_bottom, colours.light, 0.25), mix(colours.sky_top, colours.a, 0.35)
+    inner, outer = mix(colours.sky_bottom, colours.light, 0.3), turned(mix(colours.sky_top, colours.b, 0.45), 0, 1.3)
     if kind in ("neon", "duotone"):
-        inner, outer = mix(colours.sky_bottom, colours.a, 0.35), mix(colours.dark, colours.sky_top, 0.35)
+        inner, outer = turned(mix(colours.sky_bottom, colours.b, 0.4), 0, 1.3), mix(colours.dark, colours.sky_top, 0.3)
     image = Image.new("RGB", (width, height), outer)
     light = glow(round(height * 1.15), inner, 1.0)
     image.paste(light, ((width - light.width) // 2, (height - light.height) // 2), light)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from PIL import Image, ImageDraw
@@ -53,8 +54,13 @@ GRADES: Final[dict[str, tuple[float, float, float, Rgb, float]]] = {
 }
 
 
-def graded(colour: Rgb, grade: str) -> Rgb:
+def graded(colour: Rgb, grade: str, place: bool = False) -> Rgb:
+    """A colour under a grade; `place` for skies and grounds, which take more of it than things and words do."""
     degrees, saturation, value, tint, share = GRADES[grade]
+    if not place:
+        value, share = max(value, 0.94), share * 0.5
+    if luma(colour) < 80 < luma(tint):  # a light tint turns darkness into mud
+        share *= 0.35
     return mix(turned(colour, degrees, saturation, value), tint, share)
 
 
@@ -84,8 +90,8 @@ class Colours:
                 top, bottom = mix(top, (150, 140, 226), 0.4), mix(bottom, (255, 204, 196), 0.5)
         dark = mix(mix(ground, top, 0.3), (12, 8, 20), 0.82)
         colours = cls(top, bottom, ground, a, b, c, grade)
-        shades = {name: graded(getattr(colours, name), grade) for name in ("sky_top", "sky_bottom", "ground", "a", "b", "c")}
-        return replace(colours, **shades, light=mix(LIGHT, graded(bottom, grade), 0.04), dark=dark)
+        shades = {name: graded(getattr(colours, name), grade, name not in "abc") for name in ("sky_top", "sky_bottom", "ground", "a", "b", "c")}
+        return replace(colours, **shades, light=mix(LIGHT, graded(bottom, grade, True), 0.04), dark=dark)
 
     def named(self, name: str) -> Rgb:
         """A sprite's colour word: a, b, c, w, k, each with + or -, or '#rrggbb' (graded like the rest)."""
@@ -181,31 +187,38 @@ def sprite(name: str, size: int, colours: Colours, margin: int = 0) -> Image.Ima
     return canvas.image()
 
 
-@dataclass
 class Stamp:
     """A picture that is put on frames again and again; what it looks like at a scale, angle and opacity is drawn once."""
 
-    image: Image.Image
-    _turned: dict[tuple[int, int, int], Image.Image] = field(default_factory=dict)
+    def __init__(self, image: Image.Image) -> None:
+        box = image.getchannel("A").getbbox() or (0, 0, image.width, image.height)
+        # Empty edges cost time at every turn; cut as much from both sides, so that the centre stays.
+        dx, dy = min(box[0], image.width - box[2]), min(box[1], image.height - box[3])
+        # With colours already multiplied by opacity, so that turning does not have to do it each time.
+        self._image = image.crop((dx, dy, image.width - dx, image.height - dy)).convert("RGBa")
+        self._drawn: dict[tuple[int, int, int], Image.Image] = {}
 
     def put(self, frame: Image.Image, cx: float, cy: float, scale: float = 1.0, angle: float = 0.0, alpha: float = 1.0) -> None:
         """Put it on an RGB frame with its centre at (cx, cy); scale in steps of 1/64, angle of 2 degrees, opacity of 1/12."""
         key = (round(scale * 64), round(angle / 2) % 180, min(12, round(alpha * 12)))
         if key[0] <= 0 or key[2] <= 0:
             return
-        image = self._turned.get(key)
+        image = self._drawn.get(key)
         if image is None:
-            image = self._turned[key] = self._at(*key)
+            image = self._drawn[key] = self._at(*key)
         frame.paste(image, (round(cx - image.width / 2), round(cy - image.height / 2)), image)
 
     def _at(self, scale: int, angle: int, alpha: int) -> Image.Image:
-        image = self.image
-        if scale != 64:
-            size = (max(1, round(image.width * scale / 64)), max(1, round(image.height * scale / 64)))
-            image = image.resize(size, Image.Resampling.BILINEAR)
-        if angle:
-            image = image.rotate(angle * 2, Image.Resampling.BILINEAR, expand=True)
+        image = self._image
+        if scale != 64 or angle:
+            factor, turn = scale / 64, math.radians(angle * 2)
+            cos, sin = math.cos(turn), math.sin(turn)
+            width = math.ceil((abs(image.width * cos) + abs(image.height * sin)) * factor) + 2
+            height = math.ceil((abs(image.width * sin) + abs(image.height * cos)) * factor) + 2
+            a, b, d, e = cos / factor, -sin / factor, sin / factor, cos / factor
+            c, f = image.width / 2 - a * width / 2 - b * height / 2, image.height / 2 - d * width / 2 - e * height / 2
+            image = image.transform((width, height), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BILINEAR)
+        image = image.convert("RGBA")
         if alpha < 12:
-            image = image.copy()
             image.putalpha(image.getchannel("A").point([round(value * alpha / 12) for value in range(256)]))
         return image

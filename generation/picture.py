@@ -9,7 +9,7 @@ from random import Random
 from PIL import Image, ImageDraw, ImageFilter
 
 from generation import finish, motion, scenery, typography
-from generation.paint import HEIGHT, LIGHT, WIDTH, Canvas, Colours, Stamp, glow, luma, mix, sprite
+from generation.paint import HEIGHT, LIGHT, WIDTH, Canvas, Colours, Stamp, glow, luma, mix, sprite, turned
 from generation.storyboard import FRAMES_PER_SECOND, Plan, Shot, ShotKind, Storyboard, seed_of
 
 # Where things are, by layout: middle and size of the title's block, and of the subject in a wide shot.
@@ -274,8 +274,8 @@ class Call(Scene):
         for layer in (*place.behind, *place.before):
             backdrop.paste(layer.image, (-margin, layer.y), layer.image)
         small = backdrop.resize((WIDTH // 4, HEIGHT // 4), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(4))
-        shade = mix(self.colours.dark, self.colours.a, 0.25)
-        self._backdrop = Image.blend(small, Image.new("RGB", small.size, shade), 0.42).resize((WIDTH + 2 * margin, HEIGHT + 2 * margin), Image.Resampling.BICUBIC)
+        shade = turned(mix(self.colours.dark, self.colours.b, 0.5), 0, 1.3)
+        self._backdrop = Image.blend(small, Image.new("RGB", small.size, shade), 0.45).resize((WIDTH + 2 * margin, HEIGHT + 2 * margin), Image.Resampling.BICUBIC)
         self._button = Stamp(typography.button(self.plan.button, "manrope" if self.style.font == "amatic" else self.style.font, self.colours))
         self._words = picture.title if picture.title.height < 240 else typography.block(self.plan.title, self.style.font, self.style.finish, self.colours, WIDTH - 90, 64)
         self._title = [Stamp(word.image) for word in self._words.words]

@@ -146,16 +146,20 @@ class Subtitle:
 
 
 def subtitles(spoken: Sequence[tuple[str, float, float]], name: str, colours: Colours, width: int, size: int = 34, longest: int = 5) -> list[Subtitle]:
-    """Pictures for spoken words (text, start, end): at most `longest` words at a time, broken after punctuation."""
-    chunks: list[list[tuple[str, float, float]]] = [[]]
+    """Pictures for spoken words (text, start, end): sentences in equal parts of at most `longest` words."""
+    sentences: list[list[tuple[str, float, float]]] = [[]]
     for word in spoken:
-        chunks[-1].append(word)
-        if len(chunks[-1]) >= longest or word[0][-1] in ".!?":
-            chunks.append([])
+        sentences[-1].append(word)
+        if word[0][-1] in ".!?":
+            sentences.append([])
+    chunks = []
+    for sentence in sentences:
+        parts = -(-len(sentence) // longest)
+        chunks += [sentence[len(sentence) * part // parts : len(sentence) * (part + 1) // parts] for part in range(parts)]
     pictures = []
     plate = mix(colours.dark, (0, 0, 0), 0.2)
     lit = colours.c if luma(colours.c) > 130 else mix(colours.c, (255, 255, 255), 0.5)
-    for chunk in (chunk for chunk in chunks if chunk):
+    for chunk in chunks:
         fitting = size
         face = font(name, fitting)
         while sum(face.getlength(word) for word, _, _ in chunk) + face.getlength("n") * 0.6 * len(chunk) > width - 56 and fitting > 18:
