@@ -118,7 +118,7 @@ class Decoder(nn.Module):
         branch = (3 * self.config.layers) ** -0.5
         for block in self.blocks:
             for module in (block.cross.out, block.self.out, block.ffn.out):  # type: ignore[union-attr]
-                module.weight.data.mul_(branch)
+                module.weight.data.mul_(branch)  # type: ignore[union-attr, operator]
         for embedding in (self.start, self.position, *(module.weight for module in self.codes)):
             nn.init.normal_(embedding, std=0.1)  # type: ignore[arg-type]
         for head in self.heads:

@@ -35,11 +35,12 @@ class PrefixPrior(nn.Module):
         """Nothing is known; where a row is as wide as the codebook, each of its numbers is the logit of one code."""
         nn.init.zeros_(self.tables.embedding_bags["prefix"].weight)  # type: ignore[union-attr, arg-type]
         for spread in self.spread:
-            rank, size = spread.in_features, spread.out_features  # type: ignore[union-attr]
+            weight: Tensor = spread.weight  # type: ignore[assignment]
+            size, rank = weight.shape
             if rank == size:
-                nn.init.eye_(spread.weight)  # type: ignore[arg-type]
+                nn.init.eye_(weight)
             else:
-                nn.init.normal_(spread.weight, std=rank**-0.5)  # type: ignore[arg-type]
+                nn.init.normal_(weight, std=rank**-0.5)
 
     def forward(self, targets: Tensor) -> list[Tensor]:
         """Logits of every level along int64[B, L], float[B, codes] each."""

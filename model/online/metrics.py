@@ -46,6 +46,8 @@ class Scored:
 
     def targets(self, log_prob: Floats, hit: npt.NDArray[np.bool_]) -> None:
         """float[B, L] and bool[B, L] of samples with a positive value."""
+        finite = np.isfinite(log_prob).all(1)
+        log_prob, hit = log_prob[finite], hit[finite]
         self.nll += (-log_prob.mean(1)).tolist()
         hits = hit.sum(0)
         self.level_hits = [int(new) + (self.level_hits[level] if self.level_hits else 0) for level, new in enumerate(hits)]

@@ -234,18 +234,19 @@ class OnlineLearner:
         return initials, corrections
 
     def _sid(self, row: Any) -> Sid | None:
-        """The SID of what was shown; a generated video's comes with the first sample that shows it.
+        """The SID of what was shown: the catalogue's, or, for a generated video, the one that it was served as.
 
         Raises:
             ValueError: it is outside the codebooks.
         """
+        sid = self.vocabulary.sid_of(row.item_id)
         served = row.served_sid
-        if served is None:
-            return self.vocabulary.sid_of(row.item_id)
-        if not self.vocabulary.valid(served):
-            raise ValueError(f"served_sid is {list(served)}: expected {len(self.vocabulary.codes)} codes below {self.vocabulary.codes}")
-        self.vocabulary.learn(row.item_id, served)
-        return tuple(served)
+        if sid is None and served is not None:
+            if not self.vocabulary.valid(served):
+                raise ValueError(f"served_sid is {list(served)}: expected {len(self.vocabulary.codes)} codes below {self.vocabulary.codes}")
+            self.vocabulary.learn(row.item_id, served)
+            sid = tuple(served)
+        return sid
 
     def _collate(self, targets: Sequence[_Target]) -> GrmBatch:
         batch = collate([target.row for target in targets], self.vocabulary, self.model.config)

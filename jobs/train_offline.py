@@ -1,0 +1,112 @@
+"""`sidstream train --offline`: the same learner over samples from files or from the topic, to see how well it does."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from tqdm import tqdm
+
+from jobs import process
+from jobs import settings as configuration
+from jobs.settings import ConfigError, Settings
+from jobs.train_input import SampleError, from_files, from_topic
+from model.grm import Grm, Vocabulary, preset
+from model.online.publish import Publisher
+from model.online.step import OnlineLearner
+from model.sid.bundle import Bundle, BundleError
+from model.store import ModelStore, StoreError
+from streaming import records
+
+log = logging.getLogger("sidstream.trainer")
+
+
+def main(config: Path | None, files: tuple[Path, ...], limit: int | None, report: Path | None, target: str | None) -> None:
+    """Train, print the windows beside the floors, and write what was asked for."""
+    process.log_to_stderr()
+    try:
+        settings = configuration.load(config)
+        home = configuration.home()
+        bundle = Bundle.load(ModelStore(process.model_store(settings, home)))
+        rows = from_files(files) if files else from_topic(process.endpoints(settings, home).kafka)
+        learner, seconds = learn(settings, bundle, islice(rows, limit))
+        facts = summary(learner, seconds)
+        click.echo(table(facts))
+        if report is not None:
+            report.write_text(json.dumps(facts, indent=1) + "\n")
+        if target is not None:
+            click.echo(publish(learner, bundle, ModelStore(target)))
+    except ConfigError as error:
+        log.error('event=failed reason="%s"', error)
+        sys.exit(process.BROKEN_CONFIGURATION)
+    except (BundleError, StoreError, SampleError, OSError) as error:
+        log.error('event=failed reason="%s"', error)
+        sys.exit(1)
+
+
+def learn(settings: Settings, bundle: Bundle, rows: Iterable[records.Sample]) -> tuple[OnlineLearner, float]:
+    """A fresh learner that has seen all rows once, and the seconds that it took."""
+    torch.set_num_threads(1)
+    model = Grm(preset(settings.model.preset, bundle.code_counts, seed=settings.model.seed))
+    learner = OnlineLearner(model, Vocabulary.of_bundle(bundle))
+    began = time.monotonic()
+    batch: list[records.Sample] = []
+    with tqdm(desc="samples", unit=" samples", disable=None) as bar:
+        for row in rows:
+            batch.append(row)
+            if len(batch) == settings.trainer.batch:
+                learner.step(batch)
+                bar.update(len(batch))
+                batch = []
+        learner.step(batch)
+        bar.update(len(batch))
+    return learner, time.monotonic() - began
+
+
+def publish(learner: OnlineLearner, bundle: Bundle, store: ModelStore) -> str:
+    """Write the learner's model as the newest version of a store, with its bundle; returns the manifest's URI."""
+    bundle.save(store)
+    publisher = Publisher(store, bundle.version)
+    taken = publisher.take(learner.model, {}, learner.vocabulary.generated)
+    counters = learner.counters
+    trained = counters.initials + counters.corrections
+    metrics = {"recall_at_10": learner.metrics.recall()}
+    _, uri = publisher.publish(
+        taken, learner.model.config, offsets={}, watermark_ts=counters.watermark_ts, samples_trained=trained, metrics=metrics
+    )
+    return uri
+
+
+def summary(learner: OnlineLearner, seconds: float) -> dict[str, Any]:
+    recall = learner.metrics.recall()
+    return {
+        "samples": learner.counters.initials + learner.counters.corrections,
+        "samples_per_s": round(learner.counters.rows / seconds, 1),
+        "counters": vars(learner.counters),
+        "recall_at_10": recall.get("model"),
+        "floors": {name: value for name, value in recall.items() if name != "model"},
+        "prequential": learner.metrics.windows(),
+    }
+
+
+def table(facts: dict[str, Any]) -> str:
+    """The windows, one a line, and the whole run."""
+    lines = ["samples  positives    loss  recall@10  popularity  last author  click AUC  long view AUC"]
+    for window in facts["prequential"]:
+        floors, auc = window["floors"], window["auc"]
+        numbers = (window["recall_at_10"], floors["popularity"], floors["last_author"], auc.get("click"), auc.get("long_view"))
+        loss, *shown = ["–" if number is None else f"{number:.4f}" for number in (window["loss"], *numbers)]
+        counts = f"{window['samples']:7d}  {window['positives']:9d}"
+        lines.append(f"{counts}  {loss:>6}  {shown[0]:>9}  {shown[1]:>10}  {shown[2]:>11}  {shown[3]:>9}  {shown[4]:>13}")
+    floors = ", ".join(f"{name} {value:.4f}" for name, value in facts["floors"].items())
+    recall = "–" if facts["recall_at_10"] is None else f"{facts['recall_at_10']:.4f}"
+    lines.append(f"{facts['samples']} samples, {facts['samples_per_s']}/s, recall@10 {recall} ({floors})")
+    return "\n".join(lines)
