@@ -19,7 +19,7 @@ from model.sid import cooccurrence
 
 Vectors = npt.NDArray[np.float32]
 
-WINDOW = 10
+WINDOW = 5
 # Weights of the blocks of each embedding: the root mean square length of a video's part in it.
 CONTENT_WEIGHTS = {"together": 1.0, "tag": 0.5, "author": 0.3}
 CREATIVE_WEIGHTS = {"upload_type": 1.0, "video_type": 0.4, "music_type": 0.5, "music_id": 0.4, "duration": 1.0, "aspect": 0.8, "size": 0.4}

@@ -15,8 +15,10 @@ Vectors = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int32]
 
 ITERATIONS = 25
+SETTLING = 2
 # While fitting, a centroid's squared distance grows with its share of the vectors, (share / even share) ** BALANCE, within CLIP: crowded
-# codes shed vectors to their neighbours. The bounded form is S2GR's load balancing; on KuaiRand it takes shared SIDs from 8.5% to 7.9%.
+# codes shed vectors to their neighbours. The bounded form is S2GR's load balancing. On the KuaiRand catalogue, 64 codes, 12 seeds, paired:
+# videos that share a SID 8.6% -> 7.8% (-0.8 +- 0.3 points), distortion unchanged. Not a law: with far outliers it was seen to crowd more.
 BALANCE = 0.3
 CLIP = (0.7, 1.4)
 USAGE_MEMORY = 0.7
@@ -93,7 +95,7 @@ def _kmeans(vectors: Vectors, codes: int, rng: np.random.Generator, progress: Ca
     least = float((vectors.astype(np.float64) ** 2).sum())
     for turn in range(ITERATIONS):
         # The last turns are not balanced: they end in centroids that are the means of the vectors encoded with them.
-        settle = turn >= ITERATIONS * 4 // 5
+        settle = turn >= ITERATIONS - SETTLING
         scale = None if settle else np.clip((usage / usage.mean()) ** BALANCE, *CLIP).astype(np.float32)
         assigned = nearest(vectors, centroids, scale)
         count = np.bincount(assigned, minlength=codes)

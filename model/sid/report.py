@@ -17,7 +17,7 @@ Codes = npt.NDArray[np.int32]
 
 RANKS = (1, 5, 10)
 # Videos that stand for all where every pair would be too many.
-SAMPLE = 2000
+SAMPLE = 1000
 NEIGHBOURS = 20
 RIDGE = 1e-2
 # Similarities nearer than this are ties: identical videos differ by rounding.
@@ -161,16 +161,20 @@ def _retrieval(vectors: Vectors, rebuilt: Vectors, asked: npt.NDArray[np.int64])
 
 
 def _neighbour_recall(vectors: Vectors, rebuilt: Vectors, asked: npt.NDArray[np.int64]) -> dict[int, float]:
-    ranks = [rank for rank in RANKS if rank < len(vectors)]
-    found = dict.fromkeys(RANKS, 1.0)
     itself = np.arange(len(asked)), asked
     true, guessed = _distances(vectors[asked], vectors), _distances(rebuilt[asked], rebuilt)
     true[itself] = guessed[itself] = np.inf
-    for rank in ranks:
-        near = np.argpartition(true, rank - 1, axis=1)[:, :rank]
-        guess = np.argpartition(guessed, rank - 1, axis=1)[:, :rank]
-        found[rank] = float((near[:, :, None] == guess[:, None, :]).any(axis=2).mean())
-    return found
+    most = min(max(RANKS), len(vectors) - 1)
+    near, guess = _nearest(true, most), _nearest(guessed, most)
+    same = near[:, :, None] == guess[:, None, :]
+    return {rank: float(same[:, :rank, :rank].any(axis=2).mean()) if rank <= most else 1.0 for rank in RANKS}
+
+
+def _nearest(distance: npt.NDArray[np.float32], count: int) -> npt.NDArray[np.int64]:
+    """Columns of the `count` smallest of each row, smallest first."""
+    found = np.argpartition(distance, count - 1, axis=1)[:, :count] if count else np.empty((len(distance), 0), np.int64)
+    order = np.argsort(np.take_along_axis(distance, found, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(found, order, axis=1)
 
 
 def _linear_probe(inputs: Vectors, targets: Vectors, seed: int) -> float:
@@ -195,7 +199,7 @@ def _neighbour_probe(inputs: Vectors, targets: Vectors, asked: npt.NDArray[np.in
         return 0.0
     distance = _distances(inputs[asked], inputs)
     distance[np.arange(len(asked)), asked] = np.inf
-    near = np.argpartition(distance, count - 1, axis=1)[:, :count]
+    near = _nearest(distance, count)
     lost = float(((targets[asked] - targets[near].mean(axis=1)) ** 2).sum())
     total = float(((targets[asked] - targets.mean(axis=0)) ** 2).sum())
     return 1.0 - lost / total if total > 0 else 0.0

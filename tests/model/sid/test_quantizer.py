@@ -1,0 +1,99 @@
+"""Residual k-means: what must hold for any vectors."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model.sid import quantizer
+
+
+def clustered(items: int, dimensions: int, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((7, dimensions))
+    return (centres[rng.integers(7, size=items)] + 0.3 * rng.standard_normal((items, dimensions))).astype(np.float32)
+
+
+def lost(vectors: np.ndarray, codebooks: list[np.ndarray]) -> float:
+    return float(((vectors - quantizer.decode(quantizer.encode(vectors, codebooks), codebooks)) ** 2).sum())
+
+
+@settings(max_examples=25, deadline=None)
+@given(items=st.integers(1, 200), dimensions=st.integers(1, 8), codes=st.integers(1, 20), seed=st.integers(0, 10_000), grid=st.booleans())
+def test_a_level_more_never_reconstructs_worse(items: int, dimensions: int, codes: int, seed: int, grid: bool) -> None:
+    vectors = clustered(items, dimensions, seed)
+    if grid:  # many equal vectors
+        vectors = vectors.round()
+    codebooks = quantizer.fit(vectors, 3, codes, seed)
+    losses = [float((vectors**2).sum())] + [lost(vectors, codebooks[:levels]) for levels in (1, 2, 3)]
+    assert all(after <= before * (1 + 1e-5) + 1e-6 for before, after in itertools.pairwise(losses)), losses
+    assert all(1 <= len(book) <= codes for book in codebooks)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others() -> None:
+    vectors = clustered(500, 16, 0)
+    first, again, other = (quantizer.fit(vectors, 2, 32, seed) for seed in (1, 1, 2))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(first, again, strict=True))
+    assert any(a.tobytes() != b.tobytes() for a, b in zip(first, other, strict=True))
+
+
+def test_enough_codes_for_all_distinct_vectors_lose_nothing() -> None:
+    vectors = np.repeat(np.eye(6, dtype=np.float32), 5, axis=0)
+    codebooks = quantizer.fit(vectors, 2, 64, 0)
+    assert len(codebooks[0]) == 6 and len(codebooks[1]) == 1
+    assert lost(vectors, codebooks) < 1e-10
+
+
+def test_every_code_of_the_first_level_is_used() -> None:
+    vectors = clustered(3000, 8, 3)
+    codebooks = quantizer.fit(vectors, 1, 128, 0)
+    assert len(np.unique(quantizer.encode(vectors, codebooks))) == 128
+
+
+def test_balancing_spreads_skewed_clusters_over_more_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    size = 1 / np.arange(1, 41)
+    centres = rng.standard_normal((40, 12))
+    skewed = (centres[rng.choice(40, 2000, p=size / size.sum())] + 0.3 * rng.standard_normal((2000, 12))).astype(np.float32)
+
+    def entropy() -> float:
+        found = []
+        for seed in range(4):
+            share = np.bincount(quantizer.encode(skewed, quantizer.fit(skewed, 1, 32, seed))[:, 0]) / len(skewed)
+            found.append(-(share * np.log(share.clip(1e-12))).sum())
+        return float(np.mean(found))
+
+    balanced = entropy()
+    monkeypatch.setattr(quantizer, "BALANCE", 0.0)
+    assert balanced > entropy() + 0.005
+
+
+def test_a_vector_is_encoded_alone_as_it_is_among_others() -> None:
+    vectors = clustered(300, 16, 4)
+    codebooks = quantizer.fit(vectors, 2, 16, 0)
+    together = quantizer.encode(vectors, codebooks)
+    assert all((quantizer.encode(vectors[row : row + 1], codebooks)[0] == together[row]).all() for row in range(0, 300, 7))
+
+
+def test_large_input_is_encoded_in_blocks_without_changing_the_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = clustered(400, 8, 5)
+    codebooks = quantizer.fit(vectors, 2, 16, 0)
+    whole = quantizer.encode(vectors, codebooks)
+    monkeypatch.setattr(quantizer, "BLOCK", 16 * 33)
+    assert (quantizer.encode(vectors, codebooks) == whole).all()
+
+
+def test_no_progress_is_reported_more_or_less_often_than_announced() -> None:
+    calls: list[None] = []
+    quantizer.fit(clustered(50, 4, 6), 3, 8, 0, lambda: calls.append(None))
+    assert len(calls) == 3 * quantizer.ITERATIONS
+
+
+@pytest.mark.parametrize("vectors", [np.zeros((0, 3), np.float32), np.full((2, 3), np.nan, np.float32)])
+def test_vectors_that_have_no_codebook_are_refused(vectors: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="at least one is needed"):
+        quantizer.fit(vectors, 1, 4, 0)
