@@ -10,11 +10,15 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import msgspec
 
 from features.view import View, view_of
+
+if TYPE_CHECKING:
+    from feast import FeatureStore
 
 PROJECT = "sidstream"
 TEMPLATE = Path(__file__).with_name("feature_store.yaml")
@@ -105,6 +109,13 @@ def apply(folder: Path) -> None:
         os.chdir(before)
 
 
+def store(folder: Path) -> FeatureStore:
+    """The Feast store of a rendered repository, as any other program opens it."""
+    from feast import FeatureStore
+
+    return FeatureStore(repo_path=str(folder))
+
+
 def registered_views(folder: Path) -> list[View]:
     """The views of the registry, by name: from `views.json` unless the registry is newer (somebody ran `feast apply` by hand).
 
@@ -116,8 +127,6 @@ def registered_views(folder: Path) -> list[View]:
         raise NotApplied(f"{folder} has no registry: run `sidstream features apply`")
     if views.exists() and views.stat().st_mtime_ns >= registry.stat().st_mtime_ns:
         return msgspec.json.decode(views.read_bytes(), type=list[View])
-    from feast import FeatureStore
-
-    found = sorted(map(view_of, FeatureStore(repo_path=str(folder)).list_stream_feature_views()), key=lambda view: view.name)
+    found = sorted(map(view_of, store(folder).list_stream_feature_views()), key=lambda view: view.name)
     replace(views, msgspec.json.format(msgspec.json.encode(found)).decode() + "\n")
     return found

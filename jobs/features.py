@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,10 +14,11 @@ from features import compile as compiler
 from features import repository
 from features.view import View, ViewError
 from jobs import settings as configuration
+from jobs.feature_backfill import compare, compute, dump, render, run_backfill
 from jobs.feature_writing import NAME as WRITER
 from jobs.feature_writing import WriterProcess
 from jobs.local import jars, java
-from jobs.process import Endpoints, Stop, feature_repo, ready, run
+from jobs.process import Endpoints, Stop, feature_repo, flush_and_exit, log_to_stderr, ready, run
 from jobs.settings import ConfigError, Settings
 from streaming.flink import environment
 
@@ -194,3 +196,52 @@ def write(config: Path | None, freshness: Path | None) -> None:
         WriterProcess(ends, views_of(ends.home), stop, freshness).run()
 
     run(WRITER, main, config)
+
+
+@command.command("backfill")
+@CONFIG
+@click.option(
+    "--log",
+    "source",
+    required=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="folder with <topic>.jsonl, .jsonl.gz or .parquet of the event topics, or folders of them",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="where <view>.parquet go; default: the repository's data, where get_historical_features reads them",
+)
+def backfill_log(config: Path | None, source: Path, out: Path | None) -> None:
+    """Compute the values of a historical log, by the SQL of the live job, into Parquet; needs no service."""
+    log_to_stderr()
+    started, home = time.monotonic(), configuration.home()
+    target = out or feature_repo(home) / "data"
+    try:
+        written = run_backfill(source, target, views_of(home), configuration.load(config), Stop())
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from error
+    for view, rows in written.items():
+        click.echo(f"{target / view}.parquet: {rows} rows")
+    click.echo(f"{time.monotonic() - started:.1f} s")
+    flush_and_exit(0)
+
+
+@command.command()
+@CONFIG
+@click.option("--sample", default=1000, show_default=True, help="entities of each view")
+@click.option("--seed", default=0, show_default=True, help="which entities")
+def verify(config: Path | None, sample: int, seed: int) -> None:
+    """Compare online values, read by the Feast SDK, with a recomputation from the topics; exit 1 where they differ."""
+
+    def main(settings: Settings, ends: Endpoints, stop: Stop) -> None:
+        views = views_of(ends.home)
+        with tempfile.TemporaryDirectory(prefix="verify-", dir=ends.home) as work:
+            records = dump(ends.kafka, Path(work) / "log", stop)
+            recomputed = compute(Path(work) / "log", views, settings, Path(work), stop)
+            online = repository.store(ends.feature_repo)
+            results = [compare(view, recomputed, online, sample, seed) for view in views]
+        click.echo(f"{records} records\n{render(results)}")
+        flush_and_exit(0 if all(result.holds for result in results) else 1)
+
+    run("features-verify", main, config)
