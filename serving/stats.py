@@ -54,7 +54,7 @@ class Stats:
                 for swap in list(self.model.swaps)[-120:]
             ],
             "videos": self._videos(),
-            "queue": {"sids": len(self.live.wishes), "most_wanted": self.live.most_wanted(12)},
+            "queue": self._queue([part for part in generators if part]),
             "generators": [part for part in generators if part],
             **parts,
         }
@@ -88,6 +88,15 @@ class Stats:
                 for video in reversed(made)
             ]
         return {"total": len(codebook.shelf), "generated": codebook.shelf.generated, "sids": codebook.shelf.sids, "newest": newest}
+
+    def _queue(self, generators: list[dict[str, Any]]) -> dict[str, Any]:
+        """What waits: the generators' shared queue where they tell it, with the demand that was seen since this server started."""
+        wanted = self.live.most_wanted(12)
+        pending = [part["pending"] for part in generators if isinstance(part.get("pending"), int)]
+        if not wanted and generators:
+            keys = [str(key).rpartition("|")[2] for key in generators[0].get("most_wanted", [])]
+            wanted = [{"sid": key.split("."), "demand": None, "reason": "miss", "since": 0} for key in keys]
+        return {"sids": max(pending) if pending else len(self.live.wishes), "most_wanted": wanted}
 
     def _part(self, path: Path, now: float) -> dict[str, Any] | None:
         try:

@@ -75,7 +75,7 @@ function tiles({ now, server, series, videos, writer }) {
   const served = sum(rate(series, "exact_hit"), rate(series, "content_hit"), rate(series, "miss"));
   const exact = rate(series, "exact_hit");
   const share = exact.map((value, i) => (served[i] ? value / served[i] : null));
-  const feature = writer?.freshness_ms?.p99 ?? writer?.event_to_feature_ms?.p99;
+  const feature = writer?.event_to_written_ms?.p99;
   const trained = server.watermark_ts ? ago(now - server.watermark_ts / 1000) : "–";
   $("tiles").replaceChildren(
     tile("Events", compact(round(events.at(-1))), "/s", `${compact(round(rate(series, "in_dead_letters").at(-1)))} dead letters/s`, events),
@@ -152,18 +152,19 @@ let shownVideos = "";
 
 function generation({ now, queue, videos, generators }) {
   const wanted = queue.most_wanted;
-  const top = Math.max(1, ...wanted.map((wish) => wish.demand));
+  const top = Math.max(1, ...wanted.map((wish) => wish.demand ?? 0));
   $("queue-note").textContent = queue.sids ? `${compact(queue.sids)} SIDs without a video wait` : "nothing waits";
   $("wanted").replaceChildren(...wanted.map((wish) => {
     const bar = html("i");
-    bar.style.width = `${(wish.demand / top) * 100}%`;
+    bar.style.width = `${((wish.demand ?? 0) / top) * 100}%`;
     bar.style.background = color(wish.reason === "miss" ? "miss" : "content");
-    const waited = `asked ${wish.demand}×, for ${ago(now - wish.since / 1000)}`;
+    const waited = wish.demand == null ? "waits" : `asked ${wish.demand}×, for ${ago(now - wish.since / 1000)}`;
     return html("li", {}, html("span", { className: "code", textContent: wish.sid.join(".") }), html("span", { className: "meter" }, bar), html("span", { className: "quiet", textContent: waited }));
   }));
   if (!wanted.length) $("wanted").replaceChildren(html("li", { className: "none" }, html("span", { className: "quiet", textContent: "Every SID that was asked has a video" })));
-  const state = generators.map((one) => one.making ?? one.state).filter(Boolean);
-  $("videos-note").textContent = generators.length ? `${generators.length} generator${generators.length > 1 ? "s" : ""}${state.length ? `: ${state.join(", ")}` : ""}` : "no generator is here";
+  const making = generators.map((one) => one.working_on?.split("|").at(-1)).filter(Boolean);
+  const made = Math.max(0, ...generators.map((one) => one.generated_in_all ?? 0));
+  $("videos-note").textContent = !generators.length ? "no generator is here" : making.length ? `${made} made · now ${making.join(", ")}` : `${made} made · nothing to do`;
   const key = videos.newest.map((video) => video.uri).join();
   if (key === shownVideos && $("newest").childElementCount) return;
   shownVideos = key;

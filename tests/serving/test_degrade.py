@@ -27,10 +27,9 @@ def engaged(impression_id: str, kind: str) -> Engagement:
     return Engagement(event_id=f"{impression_id}{kind}", user_id=1, ts=0, impression_id=impression_id, impression_ts=0, kind=kind)
 
 
-def watched(impression_id: str, play_ms: int, duration_ms: int = 10_000) -> Watch:
-    return Watch(
-        event_id=f"{impression_id}w", user_id=1, ts=0, impression_id=impression_id, impression_ts=0, play_ms=play_ms, duration_ms=duration_ms
-    )
+def watched(impression_id: str, play_ms: int) -> Watch:
+    label = {"event_id": f"{impression_id}w", "user_id": 1, "ts": 0, "impression_id": impression_id, "impression_ts": 0}
+    return Watch(**label, play_ms=play_ms, duration_ms=10_000)
 
 
 def test_what_people_like_in_a_scene_is_popular_there():
