@@ -15,12 +15,16 @@ import pytest
 import uvicorn
 
 from serving.app import create
-from serving.cache import CachedVideo
+from serving.cache import CachedVideo, Codes
+from serving.model import Person
 from streaming import records, topics
 from tests.serving import chromium
-from tests.serving.fakes import FakePolicy, World
+from tests.serving.fakes import World
 
-pytestmark = pytest.mark.skipif(chromium.BINARY is None, reason="no chromium: apt-get install chromium")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(chromium.BINARY is None, reason="no chromium: apt-get install chromium"),
+]
 
 MADE = (3, 2, 1, 0)
 
@@ -51,13 +55,13 @@ def page_world(tmp_path: Path) -> Iterator[tuple[World, str]]:
     video = CachedVideo(-(2**62) - 12_345, MADE, "/videos/made.mp4", 2_000, True, 1_000)
     world.codebook.shelf.add([video])
     world.cache.stock.append(video)
-    others = FakePolicy().answers
+    by_chance = world.policy.answers
 
-    def answers(person, width):
-        sids, scores = others(person, width)
-        return [MADE, *(sid for sid in sids if sid != MADE)][:width] + [MADE] * (MADE in sids), scores
+    def made_first(person: Person, width: int) -> tuple[list[Codes], list[float]]:
+        sids, scores = by_chance(person, width)
+        return sorted(sids, key=lambda sid: sid != MADE) if MADE in sids else [MADE, *sids[1:]], scores
 
-    world.policy.answers = lambda person, width: (answers(person, width)[0][:width], others(person, width)[1])
+    world.policy.answers = made_first
     windows = [{"samples": 500, "loss": 4 - n / 10, "recall_at_10": n / 20, "floors": {"popularity": 0.1}} for n in range(6)]
     (world.run / "trainer.json").write_text(json.dumps({"prequential": windows, "samples_per_s": 200.0}))
     listener = socket.create_server(("127.0.0.1", 0))
@@ -98,10 +102,8 @@ def test_a_visitor_watches_in_a_persons_place_and_real_events_follow(page_world,
     assert [event.kind for event in posted(world, topics.ENGAGEMENTS)] == ["click", "like"]
     (watch,) = posted(world, topics.WATCHES)
     assert (watch.finished, watch.play_ms, watch.duration_ms) == (True, 2_000, 2_000)
-    shown = {
-        one.impression_id: one for one in (records.decode(topics.IMPRESSIONS, body) for body in world.lasting.topic(topics.IMPRESSIONS))
-    }
-    impression = shown[watch.impression_id]
+    shown = [records.decode(topics.IMPRESSIONS, body) for body in world.lasting.topic(topics.IMPRESSIONS)]
+    (impression,) = (one for one in shown if one.impression_id == watch.impression_id)
     assert (impression.item_id, impression.user_id, impression.ts) == (-(2**62) - 12_345, watch.user_id, watch.impression_ts)
 
 
