@@ -58,7 +58,7 @@ PEERS = 14
 
 def milliseconds(time: str) -> str:
     """A TIMESTAMP_LTZ(3) after 1970 as BIGINT milliseconds."""
-    return f"TIMESTAMPDIFF(SECOND, {tables.EPOCH}, {time}) * 1000 + EXTRACT(MILLISECOND FROM {time})"
+    return f"CAST(TIMESTAMPDIFF(SECOND, {tables.EPOCH}, {time}) AS BIGINT) * 1000 + EXTRACT(MILLISECOND FROM {time})"
 
 
 def once() -> str:

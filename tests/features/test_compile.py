@@ -33,7 +33,7 @@ WITH within_3600000_ms AS (
     WINDOW w AS (PARTITION BY item_id ORDER BY rt RANGE BETWEEN INTERVAL '0 00:05:00.000' DAY(3) TO SECOND(3) PRECEDING AND CURRENT ROW)
 )
 SELECT CAST(item_id AS STRING) AS key_entity, item_id, \
-TIMESTAMPDIFF(SECOND, TO_TIMESTAMP_LTZ(0, 3), rt) * 1000 + EXTRACT(MILLISECOND FROM rt) AS event_timestamp,
+CAST(TIMESTAMPDIFF(SECOND, TO_TIMESTAMP_LTZ(0, 3), rt) AS BIGINT) * 1000 + EXTRACT(MILLISECOND FROM rt) AS event_timestamp,
     CAST(`clicks_5m` AS BIGINT) AS `clicks_5m`,
     CAST(`clicks_1h` AS BIGINT) AS `clicks_1h`,
     CAST(`mean_play_ms_1h` AS DOUBLE) AS `mean_play_ms_1h`
