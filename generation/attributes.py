@@ -19,7 +19,7 @@ def specify(bundle: Bundle, sid: Sequence[int], metadata: Mapping[str, Any] | No
     """The spec of a SID's video.
 
     Args:
-        metadata: of the request; `call_to_action` (a line to say and show) is used.
+        metadata: of the request; `title` and `call_to_action` are shown, if they are short words in letters that our typefaces have.
         seconds: length of the video.
 
     Raises:
@@ -29,7 +29,6 @@ def specify(bundle: Bundle, sid: Sequence[int], metadata: Mapping[str, Any] | No
     split = bundle.content_levels
     of_content = _rows(bundle, bundle.sids[:, :split], sid[:split], "content", content)
     of_creative = _rows(bundle, bundle.sids[:, split:], sid[split:], "creative", creative)
-    action = (metadata or {}).get("call_to_action")
     return VideoSpec(
         bundle.version,
         tuple(int(code) for code in sid),
@@ -46,7 +45,8 @@ def specify(bundle: Bundle, sid: Sequence[int], metadata: Mapping[str, Any] | No
             duration_ms=_commonest(bundle, of_creative, "duration_ms"),
         ),
         seconds=seconds,
-        call_to_action=str(action) if action else None,
+        title=_showable(metadata, "title", 60),
+        call_to_action=_showable(metadata, "call_to_action", 24),
     )
 
 
@@ -67,3 +67,12 @@ def _commonest(bundle: Bundle, rows: npt.NDArray[np.int64], column: str) -> Any:
         return None
     known = [value for value in bundle.catalogue[column].take(rows).to_pylist() if value is not None]
     return Counter(known).most_common(1)[0][0] if known else None
+
+
+def _showable(metadata: Mapping[str, Any] | None, name: str, longest: int) -> str | None:
+    """A text of the metadata that can be set in type; None where there is none."""
+    text = (metadata or {}).get(name)
+    if not isinstance(text, str):
+        return None
+    text = " ".join(text.split())
+    return text if 0 < len(text) <= longest and text.isprintable() and all(ord(letter) < 256 for letter in text) else None

@@ -1,119 +1,70 @@
-"""Demand for videos that do not exist: merged by SID, the most wanted first, shared by all workers, in Redis.
+"""Demand for videos that do not exist: wishes merged by SID, the most wanted first. The rule itself, pure; `generation.queue` keeps it in
+Redis.
 
-| key | type | holds |
-|---|---|---|
-| `sidstream:generation:wanted` | sorted set | `<bundle>|<sid>` by urgency |
-| `sidstream:generation:requests` | hash | `<bundle>|<sid>` -> the first request that asked for it, as JSON |
-| `sidstream:generation:leases` | sorted set | `<bundle>|<sid>` by when its worker's lease ends, ms UTC |
-| `sidstream:generation:seen` | sorted set | ids of the newest requests, so that one read twice counts once |
-| `sidstream:generation:totals` | hash | `requested` wishes merged, `generated` videos made |
+Urgency is the number of wishes plus one for every minute since the first of them, so that nothing starves. Since all grow older at the same
+pace, the order of two SIDs never changes with time alone: urgency is kept as a number that does not have to be computed again.
 
-Urgency is the number of wishes plus one for every minute that the first of them has waited, so that nothing starves. Both are fixed
-numbers relative to a common origin, so one sorted set keeps the order as time goes by. A worker holds a lease while it makes a video;
-the lease of a worker that died runs out and another worker takes over.
+What is merged depends on the set of requests only, not on their order or on how often each is read: a queue that is rebuilt from the log is
+the queue that was lost.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Final
 
-import redis
-
-PREFIX: Final = "sidstream:generation:"
-KEYS: Final = [PREFIX + name for name in ("wanted", "requests", "leases", "seen", "totals")]
-REMEMBERED: Final = 100_000
-ORIGIN_MS: Final = 4_102_444_800_000  # 2100-01-01: waiting since earlier is more urgent, and urgencies stay positive
 MINUTE_MS: Final = 60_000
-
-MERGE: Final = """
-if redis.call('ZADD', KEYS[4], 'NX', ARGV[5], ARGV[1]) == 0 then return 0 end
-redis.call('ZREMRANGEBYRANK', KEYS[4], 0, -1 - tonumber(ARGV[7]))
-if redis.call('HSETNX', KEYS[2], ARGV[2], ARGV[3]) == 1 then redis.call('ZADD', KEYS[1], ARGV[6], ARGV[2]) end
-redis.call('ZINCRBY', KEYS[1], ARGV[4], ARGV[2])
-redis.call('HINCRBY', KEYS[5], 'requested', ARGV[4])
-return 1
-"""
-
-CLAIM: Final = """
-local first = 0
-while true do
-  local some = redis.call('ZREVRANGE', KEYS[1], first, first + 31)
-  if #some == 0 then return false end
-  for _, wanted in ipairs(some) do
-    local lease = redis.call('ZSCORE', KEYS[3], wanted)
-    if not lease or tonumber(lease) <= tonumber(ARGV[1]) then
-      redis.call('ZADD', KEYS[3], ARGV[2], wanted)
-      return {wanted, redis.call('HGET', KEYS[2], wanted)}
-    end
-  end
-  first = first + 32
-end
-"""
-
-FINISH: Final = """
-redis.call('ZREM', KEYS[3], ARGV[1])
-redis.call('HDEL', KEYS[2], ARGV[1])
-if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 then redis.call('HINCRBY', KEYS[5], 'generated', ARGV[2]) end
-return 1
-"""
+ORIGIN_MS: Final = 4_102_444_800_000  # 2100-01-01: keeps urgencies positive
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A video that one worker is to make: its key in the queue and the first request that asked for it."""
+class Wish:
+    """One request: `demand` people want the video `key` (a bundle's version and a SID); `asked_ms` is when, ms UTC."""
+
+    request_id: str
+    key: str
+    demand: int
+    asked_ms: int
+
+
+@dataclass(frozen=True)
+class Want:
+    """All wishes for one video; `first_ms` is when the first of them was asked, `request_ids` whose they are."""
 
     key: str
-    request: bytes
+    demand: int
+    first_ms: int
+    request_ids: frozenset[str]
+
+    @property
+    def urgency(self) -> float:
+        return urgency(self.demand, self.first_ms)
 
 
-@dataclass(frozen=True)
-class Totals:
-    """Wishes merged, videos made, SIDs that still wait."""
-
-    requested: int
-    generated: int
-    pending: int
-
-
-def key_of(bundle_version: str, sid: list[int] | tuple[int, ...]) -> str:
+def key_of(bundle_version: str, sid: Iterable[int]) -> str:
+    """Name of a video that is wanted: `<bundle>|<codes joined by dots>`."""
     return f"{bundle_version}|{'.'.join(map(str, sid))}"
 
 
-class DemandQueue:
-    """The queue in Redis; every call is one atomic script.
+def urgency(demand: int, first_ms: int) -> float:
+    """How urgent a video is that `demand` people want, the first of them since `first_ms`; comparable at any time."""
+    return demand + (ORIGIN_MS - first_ms) / MINUTE_MS
 
-    Raises (all methods):
-        redis.RedisError: Redis is away.
-    """
 
-    def __init__(self, redis_url: str) -> None:
-        self._redis: Any = redis.Redis.from_url(redis_url)
-        self._merge = self._redis.register_script(MERGE)
-        self._claim = self._redis.register_script(CLAIM)
-        self._finish = self._redis.register_script(FINISH)
+def merge(wants: dict[str, Want], wish: Wish) -> dict[str, Want]:
+    """Wants with one more wish; the same ones if that request is already among them."""
+    want = wants.get(wish.key)
+    if want is None:
+        return {**wants, wish.key: Want(wish.key, wish.demand, wish.asked_ms, frozenset({wish.request_id}))}
+    if wish.request_id in want.request_ids:
+        return wants
+    merged = replace(
+        want, demand=want.demand + wish.demand, first_ms=min(want.first_ms, wish.asked_ms), request_ids=want.request_ids | {wish.request_id}
+    )
+    return {**wants, wish.key: merged}
 
-    def merge(self, request_id: str, key: str, request: bytes, demand: int, now_ms: int) -> bool:
-        """Add a request's wishes; False if this request was merged before."""
-        base = (ORIGIN_MS - now_ms) / MINUTE_MS
-        return bool(self._merge(keys=KEYS, args=[request_id, key, request, demand, now_ms, base, REMEMBERED]))
 
-    def claim(self, now_ms: int, lease_ms: int) -> Claim | None:
-        """Take the most urgent SID that nobody works on; None if there is none."""
-        found = self._claim(keys=KEYS, args=[now_ms, now_ms + lease_ms])
-        return Claim(found[0].decode(), found[1]) if found else None
-
-    def release(self, claim: Claim) -> None:
-        """Give a claim back unfinished."""
-        self._redis.zrem(KEYS[2], claim.key)
-
-    def finish(self, claim: Claim, *, generated: bool = True) -> None:
-        """Take a SID off the queue: its video exists now."""
-        self._finish(keys=KEYS, args=[claim.key, int(generated)])
-
-    def most_wanted(self, count: int) -> list[str]:
-        return [key.decode() for key in self._redis.zrevrange(KEYS[0], 0, count - 1)]
-
-    def totals(self) -> Totals:
-        requested, generated = self._redis.hmget(KEYS[4], "requested", "generated")
-        return Totals(int(requested or 0), int(generated or 0), int(self._redis.zcard(KEYS[0])))
+def most_wanted(wants: dict[str, Want]) -> list[Want]:
+    """The most urgent first; of equals the one whose key comes last, as Redis orders them."""
+    return sorted(wants.values(), key=lambda want: (want.urgency, want.key), reverse=True)

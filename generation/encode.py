@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -38,8 +39,8 @@ class Abandoned(Exception):
 class VideoFacts:
     """What was read back from a file. `scores`, all of them measured, none of them taste:
 
-    `loudness_db` and `peak_db` of the sound (dBFS), `contrast` (standard deviation of brightness within a picture, 0..1), `brightness` (0..1),
-    `motion` (mean change of brightness between samples a quarter of a second apart, 0..1), `colour` (mean saturation, 0..1).
+    `loudness_db` and `peak_db` of the sound (dBFS), `contrast` (standard deviation of brightness within a picture, 0..1), `brightness`
+    (0..1), `motion` (mean change of brightness between samples a quarter of a second apart, 0..1), `colour` (mean saturation, 0..1).
     """
 
     duration_ms: int
@@ -69,7 +70,9 @@ def write(path: Path, frames: Iterable[Image.Image], sound: NDArray[np.float32],
         def send(until: int) -> None:
             nonlocal sent
             while sent < until:
-                chunk = av.AudioFrame.from_ndarray(np.ascontiguousarray(planes[:, sent : sent + AUDIO_CHUNK]), format="fltp", layout="stereo")
+                chunk = av.AudioFrame.from_ndarray(
+                    np.ascontiguousarray(planes[:, sent : sent + AUDIO_CHUNK]), format="fltp", layout="stereo"
+                )
                 chunk.sample_rate, chunk.pts = SAMPLE_RATE, sent
                 container.mux(audio.encode(chunk))
                 sent = min(sent + AUDIO_CHUNK, planes.shape[1])
@@ -101,7 +104,9 @@ def measure(path: Path) -> VideoFacts:
     try:
         with av.open(str(path)) as container:
             if not container.streams.video or not container.streams.audio:
-                raise BrokenVideoError(f"{path.name}: {len(container.streams.video)} pictures tracks, {len(container.streams.audio)} sound tracks")
+                raise BrokenVideoError(
+                    f"{path.name}: {len(container.streams.video)} pictures tracks, {len(container.streams.audio)} sound tracks"
+                )
             expected, rate = container.streams.video[0].frames, container.streams.video[0].average_rate
             for decoded in container.decode(container.streams.video[0], container.streams.audio[0]):
                 if isinstance(decoded, av.VideoFrame):
@@ -131,7 +136,13 @@ def measure(path: Path) -> VideoFacts:
         "peak_db": float(20 * np.log10(max(peak, 1e-6))),
         "contrast": float(np.mean([luma.std() for luma in lumas])),
         "brightness": float(np.mean([luma.mean() for luma in lumas])),
-        "motion": float(np.mean([np.abs(after - before).mean() for before, after in zip(lumas, lumas[1:], strict=False)] or [0.0])),
+        "motion": float(np.mean([np.abs(after - before).mean() for before, after in pairwise(lumas)] or [0.0])),
         "colour": float(np.mean(saturation)),
     }
-    return VideoFacts(round(seconds * 1000), frames, len(body), hashlib.sha256(body).hexdigest(), {name: round(value, 4) for name, value in scores.items()})
+    return VideoFacts(
+        round(seconds * 1000),
+        frames,
+        len(body),
+        hashlib.sha256(body).hexdigest(),
+        {name: round(value, 4) for name, value in scores.items()},
+    )

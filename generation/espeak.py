@@ -1,7 +1,7 @@
 """Speaks lines with libespeak-ng, in a process of its own; run by `generation.voice`, imports nothing but the standard library.
 
-A process of its own because the library keeps pitch flutter and random state between calls that no call resets: only a fresh process says the
-same line twice in the same samples. It also keeps a fault in the C code away from the worker.
+A process of its own because the library keeps pitch flutter and random state between calls that no call resets: only a fresh process says
+the same line twice in the same samples. It also keeps a fault in the C code away from the worker.
 
 stdin:  JSON {"library", "data", "voice", "rate", "pitch", "range", "lines": [str]}
 stdout: one line of JSON {"rate": Hz, "lines": [{"samples": n, "words": [[text position, length, ms], ...]}]}, then int16 PCM of all lines

@@ -73,7 +73,9 @@ def paper(image: Image.Image, colours: Colours) -> Image.Image:
 
 
 def duotone(image: Image.Image, colours: Colours) -> Image.Image:
-    toned = ImageOps.colorize(ImageOps.autocontrast(image.convert("L")), colours.dark, mix(colours.c, (255, 255, 255), 0.3), mid=colours.a).convert("RGBA")
+    toned = ImageOps.colorize(
+        ImageOps.autocontrast(image.convert("L")), colours.dark, mix(colours.c, (255, 255, 255), 0.3), mid=colours.a
+    ).convert("RGBA")
     toned.putalpha(image.getchannel("A"))
     return _shadowed(toned, colours, 10, 0, 10, 0.5)
 
@@ -120,7 +122,15 @@ def pattern(kind: str, colours: Colours, width: int, height: int) -> Image.Image
     if kind in ("sticker", "outline"):
         for index in range(16):
             a, b = math.tau * index / 16, math.tau * (index + 0.5) / 16
-            canvas.poly((255, 255, 255), cx, cy, cx + reach * math.cos(a), cy + reach * math.sin(a), cx + reach * math.cos(b), cy + reach * math.sin(b))
+            canvas.poly(
+                (255, 255, 255),
+                cx,
+                cy,
+                cx + reach * math.cos(a),
+                cy + reach * math.sin(a),
+                cx + reach * math.cos(b),
+                cy + reach * math.sin(b),
+            )
     elif kind in ("misprint", "paper"):
         for row in range(height // 36 + 1):
             for column in range(width // 36 + 1):
@@ -168,12 +178,20 @@ def ornament(kind: str, colours: Colours) -> list[tuple[Image.Image, int, int]]:
             lines.paste(line, (0, y))
         return [(_plain(lines, (0, 0, 0)), 0, 0)]
     if kind == "tape":
-        strips = []
+        pieces = []
         for x, y, angle in ((14, 16, 38), (WIDTH - 134, 16, -38)):
             canvas = Canvas(120, 120, 2)
             canvas.box(mix(colours.light, colours.c, 0.35), 2, 46, 116, 28)
-            strips.append((_plain(canvas.image().rotate(angle, Image.Resampling.BICUBIC).getchannel("A"), mix(colours.light, colours.c, 0.35), 0.85), x, y))
-        return strips
+            pieces.append(
+                (
+                    _plain(
+                        canvas.image().rotate(angle, Image.Resampling.BICUBIC).getchannel("A"), mix(colours.light, colours.c, 0.35), 0.85
+                    ),
+                    x,
+                    y,
+                )
+            )
+        return pieces
     if kind == "dots":
         canvas = Canvas(WIDTH, 150, 2)
         for row in range(6):

@@ -51,7 +51,11 @@ def camera(move: str, share: float, seconds: float, mirrored: bool) -> View:
         "pan": (100 * along, 0, 1.04),
         "tilt": (0, 100 * along, 1.04),
         "drift": (44 * along, 12 * math.sin(seconds * 0.9), 1.02 + 0.05 * along),
-        "handheld": (9 * math.sin(seconds * 5.1) + 6 * math.sin(seconds * 8.3), 8 * math.sin(seconds * 6.3 + 1) + 4 * math.cos(seconds * 9.7), 1.06),
+        "handheld": (
+            9 * math.sin(seconds * 5.1) + 6 * math.sin(seconds * 8.3),
+            8 * math.sin(seconds * 6.3 + 1) + 4 * math.cos(seconds * 9.7),
+            1.06,
+        ),
         "sway": (46 * math.sin(seconds * 1.9), 10 * math.cos(seconds * 3.8), 1.03),
         "dolly": (70 * along, 30 * along, 1.0 + 0.14 * (along + 0.5)),
     }
@@ -131,7 +135,8 @@ TRANSITIONS: Final[dict[str, tuple[Transition, float]]] = {
 
 @dataclass(frozen=True)
 class _Flight:
-    """How particles of a kind fly: how many, mean velocity in pixels a second, how far they swing, how fast they spin in degrees a second."""
+    """How particles of a kind fly: how many, mean velocity in pixels a second, how far they swing, how fast they spin in degrees a
+    second."""
 
     count: int
     vx: float
@@ -168,7 +173,13 @@ class Particles:
         self._flight = _FLIGHTS[kind]
         self._stamps = [Stamp(image) for image in _pictures(kind, colours)]
         self._each = [
-            (random.uniform(0, 1), random.uniform(0, 1), random.uniform(0.6, 1.3), random.uniform(0, 6.3), random.randrange(len(self._stamps)))
+            (
+                random.uniform(0, 1),
+                random.uniform(0, 1),
+                random.uniform(0.6, 1.3),
+                random.uniform(0, 6.3),
+                random.randrange(len(self._stamps)),
+            )
             for _ in range(self._flight.count)
         ]
 
@@ -188,7 +199,10 @@ def _pictures(kind: str, colours: Colours) -> list[Image.Image]:
     if kind in ("bokeh", "steam"):
         light = colours.light if kind == "steam" else None
         sizes = (90, 130, 170) if kind == "steam" else (46, 70, 110)
-        return [glow(size, light or mix(shade, colours.light, 0.4), 0.5 if kind == "steam" else 0.75) for size, shade in zip(sizes, shades, strict=True)]
+        return [
+            glow(size, light or mix(shade, colours.light, 0.4), 0.5 if kind == "steam" else 0.75)
+            for size, shade in zip(sizes, shades, strict=True)
+        ]
     if kind in ("embers", "spark"):
         return [glow(size, mix(colours.c, (255, 190, 90), 0.5), 1.0) for size in (12, 18, 26)]
     if kind == "notes":
@@ -204,7 +218,17 @@ def _pictures(kind: str, colours: Colours) -> list[Image.Image]:
         elif kind == "confetti":
             canvas.box(shade, middle - 5, middle - 9, 10, 18, 2)
         elif kind == "drift":
-            canvas.poly(mix(colours.light, shade, 0.4), middle - size * 0.5, middle, middle, middle - size * 0.2, middle + size * 0.5, middle, middle, middle + size * 0.2)
+            canvas.poly(
+                mix(colours.light, shade, 0.4),
+                middle - size * 0.5,
+                middle,
+                middle,
+                middle - size * 0.2,
+                middle + size * 0.5,
+                middle,
+                middle,
+                middle + size * 0.2,
+            )
         elif kind == "petals":
             canvas.oval(mix(shade, colours.light, 0.45), middle, middle, size * 0.5, size * 0.28)
         elif kind == "pixels":
@@ -219,8 +243,26 @@ def _pictures(kind: str, colours: Colours) -> list[Image.Image]:
             half = size * 0.8
             canvas.poly(
                 colours.light,
-                *(middle, middle - half, middle + half * 0.16, middle - half * 0.16, middle + half, middle, middle + half * 0.16, middle + half * 0.16),
-                *(middle, middle + half, middle - half * 0.16, middle + half * 0.16, middle - half, middle, middle - half * 0.16, middle - half * 0.16),
+                *(
+                    middle,
+                    middle - half,
+                    middle + half * 0.16,
+                    middle - half * 0.16,
+                    middle + half,
+                    middle,
+                    middle + half * 0.16,
+                    middle + half * 0.16,
+                ),
+                *(
+                    middle,
+                    middle + half,
+                    middle - half * 0.16,
+                    middle + half * 0.16,
+                    middle - half,
+                    middle,
+                    middle - half * 0.16,
+                    middle - half * 0.16,
+                ),
             )
         pictures.append(canvas.image())
     return pictures

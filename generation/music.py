@@ -1,4 +1,5 @@
-"""Music from nothing: chords, bass, melody and drums in the style's tempo, mode and groove, in the content's key, ducked under the voice."""
+"""Music from nothing: chords, bass, melody and drums in the style's tempo, mode and groove, in the content's key, ducked under the
+voice."""
 
 from __future__ import annotations
 
@@ -24,19 +25,76 @@ MODES: Final[dict[str, tuple[int, ...]]] = {
     "pentatonic": (0, 2, 4, 7, 9, 12, 14),
 }
 
-PROGRESSIONS: Final[tuple[tuple[int, ...], ...]] = ((0, 4, 5, 3), (0, 5, 3, 4), (5, 3, 0, 4), (0, 3, 5, 4), (0, 2, 3, 4), (3, 4, 0, 5), (0, 0, 3, 4))
+PROGRESSIONS: Final[tuple[tuple[int, ...], ...]] = (
+    (0, 4, 5, 3),
+    (0, 5, 3, 4),
+    (5, 3, 0, 4),
+    (0, 3, 5, 4),
+    (0, 2, 3, 4),
+    (3, 4, 0, 5),
+    (0, 0, 3, 4),
+)
 
 # Sixteen steps a bar (twelve in a waltz): x a hit, o a soft one.
 GROOVES: Final[dict[str, dict[str, str]]] = {
-    "house": {"kick": "x...x...x...x...", "clap": "....x.......x...", "hat": "..x...x...x...x.", "shaker": "o.o.o.o.o.o.o.o.", "bass": "..x...x...x...x.", "chord": "..x..x....x..x.."},
-    "trap": {"kick": "x.....x...x.....", "snare": "........x.......", "hat": "x.x.x.xxx.x.xxxx", "bass": "x.....x...x.....", "chord": "x..............."},
-    "half": {"kick": "x......x........", "snare": "........x.......", "hat": "x...o...x...o...", "bass": "x......x..o.....", "chord": "x.......x......."},
-    "bossa": {"kick": "x..xx..xx..xx..x", "rim": "x..x..x...x..x..", "shaker": "xoxoxoxoxoxoxoxo", "bass": "x..xx..xx..xx..x", "chord": "..x..x....x..x.."},
-    "rock": {"kick": "x.x....x..x.x...", "snare": "....x.......x...", "hat": "x.x.x.x.x.x.x.x.", "bass": "x.x.x.x.x.x.x.x.", "chord": "x.....x.x.....x."},
-    "shaker": {"kick": "x.......x.......", "clap": "....x.......x...", "shaker": "xoxoxoxoxoxoxoxo", "bass": "x.....x.x.......", "chord": "x..o..x...o.x..."},
+    "house": {
+        "kick": "x...x...x...x...",
+        "clap": "....x.......x...",
+        "hat": "..x...x...x...x.",
+        "shaker": "o.o.o.o.o.o.o.o.",
+        "bass": "..x...x...x...x.",
+        "chord": "..x..x....x..x..",
+    },
+    "trap": {
+        "kick": "x.....x...x.....",
+        "snare": "........x.......",
+        "hat": "x.x.x.xxx.x.xxxx",
+        "bass": "x.....x...x.....",
+        "chord": "x...............",
+    },
+    "half": {
+        "kick": "x......x........",
+        "snare": "........x.......",
+        "hat": "x...o...x...o...",
+        "bass": "x......x..o.....",
+        "chord": "x.......x.......",
+    },
+    "bossa": {
+        "kick": "x..xx..xx..xx..x",
+        "rim": "x..x..x...x..x..",
+        "shaker": "xoxoxoxoxoxoxoxo",
+        "bass": "x..xx..xx..xx..x",
+        "chord": "..x..x....x..x..",
+    },
+    "rock": {
+        "kick": "x.x....x..x.x...",
+        "snare": "....x.......x...",
+        "hat": "x.x.x.x.x.x.x.x.",
+        "bass": "x.x.x.x.x.x.x.x.",
+        "chord": "x.....x.x.....x.",
+    },
+    "shaker": {
+        "kick": "x.......x.......",
+        "clap": "....x.......x...",
+        "shaker": "xoxoxoxoxoxoxoxo",
+        "bass": "x.....x.x.......",
+        "chord": "x..o..x...o.x...",
+    },
     "march": {"kick": "x...x...x...x...", "snare": "x.oox.oox.ooxxxx", "bass": "x...x...x...x...", "chord": "x.......x......."},
-    "lofi": {"kick": "x......x..x.....", "snare": "....x.......x...", "hat": "x.o.x.o.x.o.x.oo", "bass": "x......x..x.....", "chord": "x.........o....."},
-    "break": {"kick": "x.x.......xx....", "snare": "....x..o.o..x..o", "hat": "x.x.x.x.x.x.x.x.", "bass": "x.x...x...xx..x.", "chord": "x.....x........."},
+    "lofi": {
+        "kick": "x......x..x.....",
+        "snare": "....x.......x...",
+        "hat": "x.o.x.o.x.o.x.oo",
+        "bass": "x......x..x.....",
+        "chord": "x.........o.....",
+    },
+    "break": {
+        "kick": "x.x.......xx....",
+        "snare": "....x..o.o..x..o",
+        "hat": "x.x.x.x.x.x.x.x.",
+        "bass": "x.x...x...xx..x.",
+        "chord": "x.....x.........",
+    },
     "ambient": {"kick": "o...............", "shaker": "....o.......o...", "bass": "x...............", "chord": "x..............."},
     "waltz": {"kick": "x...........", "rim": "....x...x...", "shaker": "o...o...o...", "bass": "x...........", "chord": "....x...x..."},
 }
@@ -112,7 +170,9 @@ def tone(timbre: str, pitch: int, seconds: float) -> Sound:
     elif timbre == "bass":
         sound = np.tanh(1.6 * harmonics([(1, 1, 1.2), (2, 0.5, 2.5), (3, 0.22, 4)]))
     else:  # pad
-        sound = sum(np.sin(n * w * detune) / n**1.8 for detune in (0.994, 1.0, 1.006) for n in range(1, min(6, most) + 1)) * np.minimum(t * 2.2, 1)
+        sound = sum(np.sin(n * w * detune) / n**1.8 for detune in (0.994, 1.0, 1.006) for n in range(1, min(6, most) + 1)) * np.minimum(
+            t * 2.2, 1
+        )
     attack = np.minimum(t * 250, 1)
     release = np.clip((seconds - t) * 18, 0, 1)
     sound = sound * attack * release
@@ -165,16 +225,25 @@ def compose(board: Storyboard) -> Stereo:
             if not hit:
                 continue
             if name in _LEVELS:
-                drums.put(drum(name), now, _LEVELS[name] * hit * random.uniform(0.88, 1.0), {"hat": 0.35, "shaker": -0.4, "rim": -0.25}.get(name, 0.0))
+                drums.put(
+                    drum(name),
+                    now,
+                    _LEVELS[name] * hit * random.uniform(0.88, 1.0),
+                    {"hat": 0.35, "shaker": -0.4, "rim": -0.25}.get(name, 0.0),
+                )
             elif name == "bass":
                 tonal.put(tone("bass", pitch(chord, -1), round(step * 3.2, 3)), now, 0.42 * hit)
             else:
                 long = round(min(2.2, step * (14 if line.count("x") == 1 else 5)), 3)
                 for index, degree in enumerate((chord, chord + 2, chord + 4)):
-                    tonal.put(tone(_CHORDS.get(style.timbre, style.timbre), pitch(degree, 1), long), now, 0.15 * hit, (-0.5, 0.0, 0.5)[index])
+                    tonal.put(
+                        tone(_CHORDS.get(style.timbre, style.timbre), pitch(degree, 1), long), now, 0.15 * hit, (-0.5, 0.0, 0.5)[index]
+                    )
         if now >= board.shots[0].end - 0.02 and position >= next_note:
             degree, length = motif[note % len(motif)]
-            tonal.put(tone(style.timbre, pitch(chord + degree, 2), round(min(1.2, step * length * 1.6), 3)), now, 0.2, 0.25 if note % 2 else -0.25)
+            tonal.put(
+                tone(style.timbre, pitch(chord + degree, 2), round(min(1.2, step * length * 1.6), 3)), now, 0.2, 0.25 if note % 2 else -0.25
+            )
             next_note, note = position + length, note + 1
         position += 1
     for index, degree in enumerate((0, 2, 4, 7)):
@@ -189,7 +258,12 @@ def compose(board: Storyboard) -> Stereo:
     return mix * np.float32(10 ** (-20 / 20) / level)
 
 
-_CHORDS: Final = {"bell": "keys", "marimba": "pluck", "chip": "saw", "saw": "pad"}  # chords of short instruments need a longer one beside them
+_CHORDS: Final = {
+    "bell": "keys",
+    "marimba": "pluck",
+    "chip": "saw",
+    "saw": "pad",
+}  # chords of short instruments need a longer one beside them
 
 
 @lru_cache(maxsize=1)

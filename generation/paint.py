@@ -90,8 +90,17 @@ class Colours:
                 top, bottom = mix(top, (150, 140, 226), 0.4), mix(bottom, (255, 204, 196), 0.5)
         dark = mix(mix(ground, top, 0.3), (12, 8, 20), 0.82)
         colours = cls(top, bottom, ground, a, b, c, grade)
-        shades = {name: graded(getattr(colours, name), grade, name not in "abc") for name in ("sky_top", "sky_bottom", "ground", "a", "b", "c")}
-        return replace(colours, **shades, light=mix(LIGHT, graded(bottom, grade, True), 0.04), dark=dark)
+        return replace(
+            colours,
+            sky_top=graded(top, grade, place=True),
+            sky_bottom=graded(bottom, grade, place=True),
+            ground=graded(ground, grade, place=True),
+            a=graded(a, grade),
+            b=graded(b, grade),
+            c=graded(c, grade),
+            light=mix(LIGHT, graded(bottom, grade, place=True), 0.04),
+            dark=dark,
+        )
 
     def named(self, name: str) -> Rgb:
         """A sprite's colour word: a, b, c, w, k, each with + or -, or '#rrggbb' (graded like the rest)."""

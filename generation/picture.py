@@ -31,7 +31,9 @@ class Picture:
         self._particles = motion.Particles(plan.theme.particles, self.colours, plan.content_seed)
         self._ornaments = finish.ornament(plan.style.ornament, self.colours)
         words = [word for line in board.lines for word in line.words]
-        self._subtitles = typography.subtitles(words, "manrope" if plan.style.font == "amatic" else plan.style.font, self.colours, WIDTH - 40)
+        self._subtitles = typography.subtitles(
+            words, "manrope" if plan.style.font == "amatic" else plan.style.font, self.colours, WIDTH - 40
+        )
         self._hero = {size: Stamp(self._finished(plan.theme.hero, size)) for size in (280, 400)}
         self._extras = [Stamp(self._finished(name, 96)) for name in plan.theme.extras]
         self._title = self._block(plan.title, 86)
@@ -42,7 +44,9 @@ class Picture:
 
     def _block(self, text: str, size: int) -> typography.Block:
         align = "left" if self.style.layout == "left" else "centre"
-        return typography.block(typography.cased(text, self.style.case), self.style.font, self.style.finish, self.colours, WIDTH - 90, size, align)
+        return typography.block(
+            typography.cased(text, self.style.case), self.style.font, self.style.finish, self.colours, WIDTH - 90, size, align
+        )
 
     def frames(self) -> Iterator[Image.Image]:
         """RGB frames, WIDTH x HEIGHT, from the first to the last."""
@@ -165,7 +169,11 @@ class Wide(Scene):
     def __init__(self, picture: Picture) -> None:
         super().__init__(picture)
         self._title = [Stamp(word.image) for word in picture.title.words]
-        self._rays = [Stamp(finish.rays(self.colours, 760).rotate(angle, Image.Resampling.BILINEAR)) for angle in range(0, 30, 5)] if self.style.ornament == "rays" else []
+        self._rays = (
+            [Stamp(finish.rays(self.colours, 760).rotate(angle, Image.Resampling.BILINEAR)) for angle in range(0, 30, 5)]
+            if self.style.ornament == "rays"
+            else []
+        )
         self._spot = Stamp(glow(560, mix(self.colours.sky_bottom, LIGHT, 0.5), 0.5))
 
     def draw(self, shot: Shot, seconds: float) -> Image.Image:
@@ -187,7 +195,13 @@ class Wide(Scene):
         for index, stamp in enumerate(self.picture.extras):
             angle = seconds * 0.75 + index * math.tau / 3
             away = 214 + 12 * math.sin(seconds * 2 + index)
-            stamp.put(frame, hero_x + away * math.cos(angle), hero_y - 20 + away * 0.62 * math.sin(angle), 1 + 0.1 * math.sin(angle), 10 * math.sin(seconds * 2 + index))
+            stamp.put(
+                frame,
+                hero_x + away * math.cos(angle),
+                hero_y - 20 + away * 0.62 * math.sin(angle),
+                1 + 0.1 * math.sin(angle),
+                10 * math.sin(seconds * 2 + index),
+            )
         self._layers(frame, place.before, view, seconds)
         self.picture.particles.put(frame, seconds, -view.dx, -view.dy)
         block = self.picture.title
@@ -226,7 +240,13 @@ class Close(Scene):
         since = seconds - shot.start
         for index, stamp in enumerate(self.picture.extras):
             angle = -since * 1.1 + index * math.tau / 3 + self.plan.creative_seed % 6
-            stamp.put(frame, WIDTH / 2 + 225 * math.cos(angle) - view.dx, 455 + 310 * math.sin(angle) - view.dy, 1.25, 14 * math.sin(seconds * 2.4 + index))
+            stamp.put(
+                frame,
+                WIDTH / 2 + 225 * math.cos(angle) - view.dx,
+                455 + 310 * math.sin(angle) - view.dy,
+                1.25,
+                14 * math.sin(seconds * 2.4 + index),
+            )
         enter = motion.overshoot((since + 0.1) / 0.4)
         scale = (0.7 + 0.3 * enter) * view.zoom * 0.92 * (1 + 0.04 * self.picture.beat(seconds))
         tilt = (-6 if self.plan.mirrored else 6) * math.sin(seconds * 1.6)
@@ -259,7 +279,13 @@ class Panels(Scene):
             x, y = round(side * WIDTH * (1 - share)), index * HEIGHT // 3
             frame.paste(band, (x, y))
             along = 60 * side * (since / max(0.1, shot.end - shot.start) - 0.5)
-            stamp.put(frame, WIDTH / 2 + x * 1.4 + along, y + HEIGHT / 6, 1 + 0.06 * self.picture.beat(seconds), 8 * math.sin(seconds * 2.2 + index))
+            stamp.put(
+                frame,
+                WIDTH / 2 + x * 1.4 + along,
+                y + HEIGHT / 6,
+                1 + 0.06 * self.picture.beat(seconds),
+                8 * math.sin(seconds * 2.2 + index),
+            )
         return frame
 
 
@@ -275,9 +301,17 @@ class Call(Scene):
             backdrop.paste(layer.image, (-margin, layer.y), layer.image)
         small = backdrop.resize((WIDTH // 4, HEIGHT // 4), Image.Resampling.BOX).filter(ImageFilter.GaussianBlur(4))
         shade = turned(mix(self.colours.dark, self.colours.b, 0.5), 0, 1.3)
-        self._backdrop = Image.blend(small, Image.new("RGB", small.size, shade), 0.45).resize((WIDTH + 2 * margin, HEIGHT + 2 * margin), Image.Resampling.BICUBIC)
-        self._button = Stamp(typography.button(self.plan.button, "manrope" if self.style.font == "amatic" else self.style.font, self.colours))
-        self._words = picture.title if picture.title.height < 240 else typography.block(self.plan.title, self.style.font, self.style.finish, self.colours, WIDTH - 90, 64)
+        self._backdrop = Image.blend(small, Image.new("RGB", small.size, shade), 0.45).resize(
+            (WIDTH + 2 * margin, HEIGHT + 2 * margin), Image.Resampling.BICUBIC
+        )
+        self._button = Stamp(
+            typography.button(self.plan.button, "manrope" if self.style.font == "amatic" else self.style.font, self.colours)
+        )
+        self._words = (
+            picture.title
+            if picture.title.height < 240
+            else typography.block(self.plan.title, self.style.font, self.style.finish, self.colours, WIDTH - 90, 64)
+        )
         self._title = [Stamp(word.image) for word in self._words.words]
         self._ring = Stamp(_ring())
         self._spot = Stamp(glow(620, mix(self.colours.c, LIGHT, 0.3), 0.5))
@@ -289,7 +323,13 @@ class Call(Scene):
         since = seconds - shot.start
         self._spot.put(frame, WIDTH / 2, 400)
         self.picture.particles.put(frame, seconds, -view.dx, -view.dy)
-        self.picture.hero(280).put(frame, WIDTH / 2, 400 + 8 * math.sin(seconds * 2.6), (0.6 + 0.4 * motion.overshoot(since / 0.4)) * 0.92, 6 * math.sin(seconds * 2))
+        self.picture.hero(280).put(
+            frame,
+            WIDTH / 2,
+            400 + 8 * math.sin(seconds * 2.6),
+            (0.6 + 0.4 * motion.overshoot(since / 0.4)) * 0.92,
+            6 * math.sin(seconds * 2),
+        )
         self.picture.put_block(frame, self._words, 190 - self._words.height / 2, since + 0.15, self._title)
         enter = motion.overshoot((since - 0.15) / 0.4)
         if enter > 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -19,7 +20,7 @@ PAUSE: Final = 0.22  # least silence between two lines, seconds
 
 @dataclass(frozen=True)
 class Content:
-    """What is known of the videos with (or nearest to) the content codes; None = unknown."""
+    """What is known of the videos with (or nearest to) the content codes; None = unknown. `title` is one of theirs, not the new video's."""
 
     tag: int | None = None
     author_id: int | None = None
@@ -46,6 +47,7 @@ class VideoSpec:
     content: Content = Content()
     creative: Creative = Creative()
     seconds: float = 6.0
+    title: str | None = None
     call_to_action: str | None = None
 
     @property
@@ -121,17 +123,16 @@ def _coprime(first: int, second: int) -> bool:
 def plan(spec: VideoSpec) -> Plan:
     """Choose subject, style and words.
 
-    The subject is the one that the known tag (without a tag: the first content code) is assigned to; all content codes together choose its
-    place, hour, colours and words. The first creative code chooses the style; all creative codes and what is known of the creative side choose
-    tempo, direction and cut.
+    The subject is one that the known title names; else the one that the known tag (without a tag: the first content code) is assigned to.
+    All content codes together choose its place, hour, colours and words. The first creative code chooses the style; all creative codes and
+    what is known of the creative side choose tempo, direction and cut.
 
     Raises:
         ValueError: the spec has no creative or no content code.
     """
     if not spec.content_codes or not spec.creative_codes:
         raise ValueError(f"SID {list(spec.sid)} needs at least one content and one creative code")
-    subject = spec.content.tag if spec.content.tag is not None and spec.content.tag >= 0 else spec.content_codes[0]
-    theme = themes()[_spread(subject, len(themes()))]
+    theme = _subject(spec.content, spec.content_codes[0])
     style = styles()[_spread(spec.creative_codes[0], len(styles()))]
     content_seed, creative_seed = seed_of("content", *spec.content_codes), seed_of("creative", *spec.creative_codes)
     content, creative = Random(content_seed), Random(creative_seed)
@@ -150,13 +151,21 @@ def plan(spec: VideoSpec) -> Plan:
         hue=hue,
         content_seed=content_seed,
         creative_seed=creative_seed,
-        title=spec.content.title or title,
+        title=spec.title or title,
         lines=(hook, detail, theme.calls[choice]),
         button=spec.call_to_action or theme.buttons[choice],
         tempo=tempo,
         mirrored=creative.random() < 0.5,
         montage=tempo >= 108 if creative.random() < 0.75 else tempo < 108,
     )
+
+
+def _subject(content: Content, first_code: int) -> Theme:
+    """The subject of a video: the theme that a word of the title names (the tag chooses where several do), else the tag's or the code's."""
+    number = content.tag if content.tag is not None and content.tag >= 0 else first_code
+    said = set(re.findall(r"[a-z]+", (content.title or "").lower()))
+    named = [theme for theme in themes() if said & {*theme.name.split(), *theme.words}]
+    return named[number % len(named)] if named else themes()[_spread(number, len(themes()))]
 
 
 def speech_room(seconds: float, lines: int) -> float:
@@ -191,6 +200,7 @@ def timed(plan: Plan, speech: Sequence[Sequence[tuple[str, float, float]]]) -> S
         else:
             shots.append(Shot(kind, start, end))  # type: ignore[arg-type]
     lines = tuple(
-        Line(start, tuple((text, start + first, start + last) for text, first, last in words)) for start, words in zip(starts, speech, strict=True)
+        Line(start, tuple((text, start + first, start + last) for text, first, last in words))
+        for start, words in zip(starts, speech, strict=True)
     )
     return Storyboard(plan, tuple(shots), lines, seconds)

@@ -68,7 +68,9 @@ def _wrapped(words: Sequence[str], face: ImageFont.FreeTypeFont | ImageFont.Imag
     return lines
 
 
-def _lettered(text: str, face: ImageFont.FreeTypeFont | ImageFont.ImageFont, size: int, finish: str, colours: Colours, fill: Rgb) -> Image.Image:
+def _lettered(
+    text: str, face: ImageFont.FreeTypeFont | ImageFont.ImageFont, size: int, finish: str, colours: Colours, fill: Rgb
+) -> Image.Image:
     """One word, in the way the finish letters it; the picture's margin is the same on all sides."""
     pad = max(8, size // 5)
     height = round(size * 1.25)
@@ -101,7 +103,9 @@ def _lettered(text: str, face: ImageFont.FreeTypeFont | ImageFont.ImageFont, siz
         image = layer(ImageChops.offset(stroked(max(2, size // 16)), 3, 4), colours.dark, 0.55)
         image.alpha_composite(layer(stroked(max(2, size // 16)), colours.dark))
     else:
-        image = layer(ImageChops.offset(stroked(max(2, size // 24)), 0, size // 18).filter(ImageFilter.GaussianBlur(size / 13)), colours.dark, 0.9)
+        image = layer(
+            ImageChops.offset(stroked(max(2, size // 24)), 0, size // 18).filter(ImageFilter.GaussianBlur(size / 13)), colours.dark, 0.9
+        )
     image.alpha_composite(layer(mask, fill))
     return image
 
@@ -145,7 +149,9 @@ class Subtitle:
     image: Image.Image
 
 
-def subtitles(spoken: Sequence[tuple[str, float, float]], name: str, colours: Colours, width: int, size: int = 34, longest: int = 5) -> list[Subtitle]:
+def subtitles(
+    spoken: Sequence[tuple[str, float, float]], name: str, colours: Colours, width: int, size: int = 34, longest: int = 5
+) -> list[Subtitle]:
     """Pictures for spoken words (text, start, end): sentences in equal parts of at most `longest` words."""
     sentences: list[list[tuple[str, float, float]]] = [[]]
     for word in spoken:
@@ -175,11 +181,11 @@ def subtitles(spoken: Sequence[tuple[str, float, float]], name: str, colours: Co
         for current, (_, start, _) in enumerate(chunk):
             image = ground.copy()
             x = 24.0
-            for index, (word, _, _) in enumerate(chunk):
+            for index, (text, _, _) in enumerate(chunk):
                 mask = Image.new("L", image.size, 0)
-                ImageDraw.Draw(mask).text((x, height / 2), word, fill=255, font=face, anchor="lm")
+                ImageDraw.Draw(mask).text((x, height / 2), text, fill=255, font=face, anchor="lm")
                 image.paste((*(lit if index == current else (255, 255, 255)), 255), (0, 0, *image.size), mask)
-                x += face.getlength(word) + space
+                x += face.getlength(text) + space
             end = chunk[current + 1][1] if current + 1 < len(chunk) else chunk[current][2]
             pictures.append(Subtitle(start, end, image))
     return pictures

@@ -1,7 +1,7 @@
 """The words in which a video is planned: content themes, creative styles, and the vector sprites they use; read from `data/`.
 
-Catalogues such as KuaiRand name subjects by number only. Which tag (or, without one, which first content code) gets which theme is therefore an
-assignment: fixed, spread evenly, and the same in every process, but not a translation of what the tag means.
+Catalogues such as KuaiRand name subjects by number only. Which tag (or, without one, which first content code) gets which theme is
+therefore an assignment: fixed, spread evenly, and the same in every process, but not a translation of what the tag means.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ Stroke = tuple[str, str, tuple[float, ...]]
 
 @dataclass(frozen=True)
 class Theme:
-    """A subject: what is drawn and what is said. `palette`: sky top, sky bottom, ground, then the colours a, b, c of the sprites."""
+    """A subject: what is drawn and what is said. `palette`: sky top, sky bottom, ground, then the colours a, b, c of the sprites. `words`
+    beside its name by which a title may name it."""
 
     name: str
     scene: str
@@ -31,6 +32,7 @@ class Theme:
     details: tuple[str, ...]
     calls: tuple[str, ...]
     buttons: tuple[str, ...]
+    words: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,4 +80,6 @@ def styles() -> tuple[Style, ...]:
 @cache
 def sprites() -> dict[str, tuple[Stroke, ...]]:
     """Strokes (kind, colour, numbers) of each sprite, on a canvas of 100 x 100."""
-    return {name: tuple((kind, colour, tuple(numbers)) for kind, colour, *numbers in strokes) for name, strokes in _read("sprites.yaml").items()}
+    return {
+        name: tuple((kind, colour, tuple(numbers)) for kind, colour, *numbers in strokes) for name, strokes in _read("sprites.yaml").items()
+    }

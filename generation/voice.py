@@ -27,7 +27,8 @@ class VoiceError(Exception):
 
 @dataclass(frozen=True)
 class Speech:
-    """A spoken line. `sound`: float32[samples], mono, 44.1 kHz, in -1..1; `words`: (text, start, end), seconds from the start of `sound`."""
+    """A spoken line. `sound`: float32[samples], mono, 44.1 kHz, in -1..1; `words`: (text, start, end), seconds from the start of
+    `sound`."""
 
     sound: Sound
     words: tuple[tuple[str, float, float], ...]
@@ -64,7 +65,9 @@ def _spoken(lines: Sequence[str], voice: str, rate: int, pitch: int) -> list[Spe
         "lines": list(lines),
     }
     script = Path(__file__).with_name("espeak.py")
-    done = subprocess.run([sys.executable, "-I", "-S", str(script)], input=json.dumps(order).encode(), capture_output=True, timeout=30, check=False)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(script)], input=json.dumps(order).encode(), capture_output=True, timeout=30, check=False
+    )
     if done.returncode:
         raise VoiceError(f"espeak-ng ended with {done.returncode}: {done.stderr.decode(errors='replace').strip().splitlines()[-1:]}")
     head, _, pcm = done.stdout.partition(b"\n")
@@ -107,7 +110,9 @@ def _warm(sound: Sound) -> Sound:
     gain *= 1 / (1 + (frequency / 7500) ** 4) * np.clip(frequency / 90, 0, 1)
     shaped = np.fft.irfft(np.fft.rfft(sound) * gain, len(sound))
     window = SAMPLE_RATE // 25
-    envelope = np.sqrt(np.convolve(shaped**2, np.ones(window) / window, "same") if len(shaped) < window else _moving_mean(shaped**2, window))
+    envelope = np.sqrt(
+        np.convolve(shaped**2, np.ones(window) / window, "same") if len(shaped) < window else _moving_mean(shaped**2, window)
+    )
     evened = shaped / (0.06 + envelope)
     level = float(np.sqrt(np.mean(evened**2))) or 1.0
     spoken = evened * (10 ** (-18 / 20) / level)

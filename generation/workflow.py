@@ -18,8 +18,8 @@ GENERATOR: Final = "workflow/1"
 def make_video(spec: VideoSpec, out: Path, scratch: Path | None = None, stopped: Callable[[], bool] = lambda: False) -> VideoFacts:
     """Make the video of a spec and put it at `out`, whole or not at all.
 
-    It is written to the folder `scratch` (on the same disk; by default the folder of `out`), decoded to its last frame, flushed to the disk and
-    only then given its name.
+    It is written to the folder `scratch` (on the same disk; by default the folder of `out`), decoded to its last frame, flushed to the
+    disk and only then given its name.
 
     Raises:
         encode.Abandoned: `stopped` said so.
@@ -28,7 +28,9 @@ def make_video(spec: VideoSpec, out: Path, scratch: Path | None = None, stopped:
         OSError: the disk is full or cannot be written.
     """
     plan = storyboard.plan(spec)
-    speech = voice.speak(plan.lines, plan.style.voice, plan.style.rate, plan.style.pitch, storyboard.speech_room(spec.seconds, len(plan.lines)))
+    speech = voice.speak(
+        plan.lines, plan.style.voice, plan.style.rate, plan.style.pitch, storyboard.speech_room(spec.seconds, len(plan.lines))
+    )
     board = storyboard.timed(plan, [line.words for line in speech])
     sound = music.mixed(board, music.compose(board), speech)
     partial = (scratch or out.parent) / f".{out.stem}.{os.getpid()}.partial"
