@@ -1,0 +1,95 @@
+"""A small world for the model's tests: a catalogue, people with one favourite subject each, and their samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from model.grm import Grm, GrmConfig, Vocabulary
+from streaming.records import Context, HistoryEntry, Labels, Sample
+
+CODES = (6, 5, 4)
+ITEMS = 60
+USERS = 24
+START_MS = 1_700_000_000_000
+
+
+@dataclass
+class SmallWorld:
+    """Videos with known SIDs; user u likes subject u % 6, that is, the first code."""
+
+    vocabulary: Vocabulary
+    sids: np.ndarray
+    seed: int
+
+    def samples(self, count: int) -> list[Sample]:
+        """Initial samples in time order; histories grow as people watch."""
+        rng = np.random.default_rng(self.seed)
+        histories: dict[int, list[HistoryEntry]] = {}
+        found = []
+        for index in range(count):
+            user, item, ts = int(rng.integers(USERS)), int(rng.integers(ITEMS)), START_MS + index * 1000
+            liked = int(self.sids[item, 0]) == user % CODES[0]
+            play_ms = 20_000 if liked else 500
+            found.append(
+                Sample(
+                    sample_id=f"{index}:initial",
+                    kind="initial",
+                    impression_id=f"{index}",
+                    user_id=user,
+                    item_id=item,
+                    ts=ts,
+                    ready_ts=ts + 60_000,
+                    labels=Labels(click=int(liked), like=0, follow=0, comment=0, share=0, hate=0, play_ms=play_ms, long_view=int(liked)),
+                    context=Context(list(histories.get(user, []))),
+                )
+            )
+            seen = [HistoryEntry(item, ts + 100, None, ["click"])] * liked + [HistoryEntry(item, ts + play_ms, play_ms)]
+            histories[user] = [*reversed(seen), *histories.get(user, [])][:20]
+        return found
+
+
+def small_world(seed: int = 0) -> SmallWorld:
+    rng = np.random.default_rng(1234)
+    sids = np.stack([rng.integers(size, size=ITEMS) for size in CODES], 1).astype(np.int32)
+    sids[:, 0] = np.arange(ITEMS) % CODES[0]
+    vocabulary = Vocabulary(np.arange(ITEMS), sids, rng.integers(5_000, 60_000, ITEMS), np.arange(ITEMS) % 12, CODES)
+    return SmallWorld(vocabulary, sids, seed)
+
+
+def small_config(**changes: object) -> GrmConfig:
+    sizes: dict[str, object] = {
+        "codes": CODES,
+        "d_model": 32,
+        "layers": 2,
+        "heads": 4,
+        "self_groups": 2,
+        "ffn": 64,
+        "context_hidden": 32,
+        "d_sparse": 16,
+        "user_rows": 64,
+        "item_rows": 128,
+        "prefix_rows": 128,
+        "d_prefix": 8,
+        "history": 8,
+        **changes,
+    }
+    return GrmConfig(**sizes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def world() -> SmallWorld:
+    return small_world()
+
+
+@pytest.fixture
+def model() -> Grm:
+    return Grm(small_config())
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
