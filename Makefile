@@ -6,6 +6,13 @@ UV := $(BIN)/uv pip
 LISTS := $(wildcard requirements/*.txt)
 ACCELERATOR := $(shell if [ -e /proc/driver/nvidia/version ]; then echo cuda; else echo cpu; fi)
 STAMP := $(VENV)/.installed-$(ACCELERATOR)
+NEEDED_GIB := 9
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+# Progress bars on a terminal, silence in a log.
+QUIET := $(shell [ -t 2 ] || echo -q)
+fail = { echo "setup: $(1)" >&2; exit 1; }
 
 .PHONY: setup demo test lint unit integration clean
 .DELETE_ON_ERROR:
@@ -29,20 +36,20 @@ integration: setup
 	@$(BIN)/python -m pytest -m "integration or fault" --durations=15
 
 $(STAMP): $(LISTS) pyproject.toml jobs/local/jars.lock
-	@command -v $(PYTHON) >/dev/null || { echo "setup: $(PYTHON) is missing; install Python 3.11 with its venv module (Debian: apt-get install python3.11-venv)"; exit 1; }
-	@free=$$(df -Pk . | awk 'NR==2 {print int($$4/1048576)}'); [ "$$free" -ge 9 ] || { echo "setup: $$free GiB free here, 9 GiB needed; free some space or clone onto another disk"; exit 1; }
-	@[ -x $(BIN)/python ] || { echo "setup: virtual environment"; $(PYTHON) -m venv $(VENV); }
+	@$(PYTHON) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || $(call fail,$(PYTHON) is no Python 3.11 with its venv module: install both (Debian: python3.11 and python3.11-venv) or name one: make PYTHON=/path/to/python3.11)
+	@free=$$(df -Pk . | awk 'NR==2 {print int($$4/1048576)}'); [ "$$free" -ge $(NEEDED_GIB) ] || $(call fail,$$free GiB are free here and $(NEEDED_GIB) are needed: free some space or clone onto another disk)
+	@[ -x $(BIN)/pip ] || { echo "setup: virtual environment"; $(PYTHON) -m venv --clear $(VENV); }
 	@echo "setup: installer"
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements/installer.txt || { echo "setup: the package index is not reachable; check the network or set PIP_INDEX_URL"; exit 1; }
-	@echo "setup: torch ($(ACCELERATOR)); the largest part, about 5 GB on disk unless UV_TORCH_BACKEND=cpu"
-	@$(UV) install -q --python $(BIN)/python -r requirements/torch.txt || { echo "setup: torch could not be installed; check the network and the free space, then run make again: it resumes"; exit 1; }
+	@$(BIN)/python -m pip install -qq --retries 1 --disable-pip-version-check -r requirements/installer.txt 2>$(VENV)/setup.log || $(call fail,the package index cannot be reached: check the network or set PIP_INDEX_URL; details in $(VENV)/setup.log)
+	@echo "setup: torch ($(ACCELERATOR)): the largest part, 5 GB on disk unless UV_TORCH_BACKEND=cpu"
+	@$(UV) install --python $(BIN)/python -r requirements/torch.txt $(QUIET) || $(call fail,torch could not be installed: check the network and the free space, then run make again; it resumes)
 	@echo "setup: everything else"
-	@$(UV) install -q --python $(BIN)/python --no-deps -r requirements/runtime.txt -r requirements/$(ACCELERATOR).txt -r requirements/dev.txt || { echo "setup: a package could not be installed; check the network and the free space, then run make again: it resumes"; exit 1; }
+	@$(UV) install --python $(BIN)/python --no-deps -r requirements/runtime.txt -r requirements/$(ACCELERATOR).txt -r requirements/dev.txt $(QUIET) || $(call fail,a package could not be installed: check the network and the free space, then run make again; it resumes)
 	@$(UV) install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
-	@echo "setup: jars of Kafka and Flink's connector"
+	@echo "setup: jars of Kafka and of Flink's connectors"
 	@$(BIN)/python -m jobs.local.jars
 	@echo "setup: byte code"
-	@$(BIN)/python -m compileall -q -j 2 $$($(BIN)/python -c "import pyflink, feast, torchrec, pathlib; print(*(pathlib.Path(m.__file__).parent for m in (pyflink, feast, torchrec)))" 2>/dev/null) || true
+	@-cd $(VENV)/lib/python3.11/site-packages && ../../../bin/python -m compileall -q -j 2 pyflink feast torchrec >/dev/null 2>&1
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 	@echo "setup: done"

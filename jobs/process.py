@@ -47,9 +47,9 @@ class Stop:
     def is_set(self) -> bool:
         return self._event.is_set()
 
-    def wait(self, seconds: float) -> bool:
-        """Sleep, but no longer than until the stop; returns whether it has come."""
-        return self._event.wait(seconds)
+    def wait(self, timeout: float) -> bool:
+        """Sleep for `timeout` seconds, but no longer than until the stop; returns whether it has come."""
+        return self._event.wait(timeout)
 
 
 def endpoints(settings: Settings, home: Path) -> Endpoints:

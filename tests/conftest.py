@@ -54,7 +54,7 @@ def process(command: list[str], log: Path, environment: dict[str, str] | None = 
             child.wait()
 
 
-def await_true(condition: Callable[[], bool], what: str, seconds: float = 30, child: subprocess.Popen[bytes] | None = None) -> None:
+def await_true(condition: Callable[[], bool], what: str, seconds: float = 30, child: subprocess.Popen[Any] | None = None) -> None:
     """Poll until the condition holds; fail with a sentence when time is up or the child has died."""
     deadline = time.monotonic() + seconds
     while not condition():

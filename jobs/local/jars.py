@@ -131,11 +131,12 @@ def brief(error: Exception) -> str:
 
 
 def main() -> None:
-    """Set-up's step: fetch what is missing, one line a jar; one line and exit code 1 when that fails."""
+    """Set-up's step: fetch what is missing, one line; the same and exit code 1 when that fails."""
     try:
-        fetch(locked(), lambda line: print(f"  {line}", flush=True))
+        fetched = fetch(locked())
     except JarsMissing as error:
         sys.exit(f"setup: {error}")
+    print(f"  {fetched} fetched, {len(locked())} there and checked")
 
 
 if __name__ == "__main__":

@@ -58,9 +58,10 @@ background.threads=2
 log.cleaner.threads=1
 log.cleaner.dedupe.buffer.size=8388608
 offsets.retention.minutes=525600
-# after a kill -9 the controller admits the new process only when the old one's session is over (9 s by default)
-broker.session.timeout.ms=3000
-broker.heartbeat.interval.ms=500
+# after a kill -9 the controller admits the new process only when the old one's session is over (9 s by default); much shorter, and a
+# broker that waits for its share of a busy machine is taken for dead
+broker.session.timeout.ms=6000
+broker.heartbeat.interval.ms=1000
 """
 
 LOGGING = """\
@@ -75,6 +76,13 @@ logger.started.level = info
 logger.recovery.name = org.apache.kafka.storage.internals.log.LogManager
 logger.recovery.level = info
 """
+
+
+def cluster_id() -> str:
+    """A random UUID as Kafka writes it; never with a leading dash, which its formatter would take for an option."""
+    while (cluster := base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")).startswith("-"):
+        pass
+    return cluster
 
 
 @dataclass(frozen=True)
@@ -112,7 +120,7 @@ class Broker:
         )
         (self.folder / "log4j2.properties").write_text(LOGGING)
         if not (data / "meta.properties").exists():
-            cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
+            cluster = cluster_id()
             command = [str(java()), *JVM, "kafka.tools.StorageTool"]
             command += ["format", "--standalone", "--ignore-formatted", "-t", cluster, "-c", str(properties)]
             done = subprocess.run(command, env=self.environment(), capture_output=True, text=True, check=False)

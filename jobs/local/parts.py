@@ -93,8 +93,8 @@ def system(settings: Settings, home: Path, addresses: Addresses, config: Path | 
         return lambda: flink_job_runs(read_ready(home, name))
 
     parts += [
-        ours("topics", "topics", "create", needs=["broker"], once=True),
         ours("feature-repo", "features", "apply", needs=["redis"], once=True),
+        ours("topics", "topics", "create", needs=["broker", "feature-repo"], once=True),  # one topic for each applied view
         ours("sids", "sids", "build", needs=[], once=True, finished=lambda: has_bundle(model_store(settings, home))),
         ours("flink-samples", "samples", "run", needs=["topics"], group="flink", healthy=job_runs("flink-samples")),
         ours("flink-features", "features", "run", needs=["topics", "feature-repo"], group="flink", healthy=job_runs("flink-features")),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.local import jars, java, logfiles, ports
+from jobs.local import jars, java, kafka, logfiles, ports
 from jobs.local.jars import Jar, JarsMissing
 from jobs.local.parts import Addresses, select, system
 from jobs.settings import ConfigError, Kafka, Redis, Settings
@@ -97,6 +97,12 @@ def test_no_network_is_one_line(jar: Jar, tmp_path: Path, monkeypatch: pytest.Mo
     assert "\n" not in str(error.value)
 
 
+def test_a_cluster_id_is_never_taken_for_an_option() -> None:
+    ids = {kafka.cluster_id() for _ in range(2000)}  # one UUID in 64 starts with a dash
+    assert len(ids) == 2000
+    assert not any(name.startswith("-") for name in ids)
+
+
 def test_a_home_keeps_its_ports_while_they_are_free(home: Path) -> None:
     first = ports.remembered(home, ["kafka", "redis"])
     assert ports.remembered(home, ["kafka", "redis"]) == first
@@ -146,6 +152,6 @@ def test_only_takes_names_and_groups_and_brings_the_steps_that_they_need(home: P
     assert [part.name for part in select(parts, ["redis"])] == ["redis"]
     assert [part.name for part in select(parts, ["trainer"])] == ["topics", "sids", "trainer"]
     flink = [part.name for part in select(parts, ["flink"])]
-    assert flink == ["topics", "feature-repo", "flink-samples", "flink-features", "inspector", "writer"]
+    assert flink == ["feature-repo", "topics", "flink-samples", "flink-features", "inspector", "writer"]
     with pytest.raises(ConfigError, match="no part is called spark; there are broker"):
         select(parts, ["spark"])
