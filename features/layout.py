@@ -166,9 +166,16 @@ class ViewLayout(msgspec.Struct, frozen=True, dict=True):
     def encoders(self) -> tuple[Encoder, ...]:
         return tuple(ENCODERS[feature.type] for feature in self.features)
 
-    def encode(self, values: tuple[Any, ...]) -> list[bytes]:
-        """Field names and protobuf values in turn, as HSET takes them; null is the empty `Value`."""
-        words: list[bytes] = []
+    @cached_property
+    def entity_field(self) -> bytes:
+        return field_name(self.view, self.join_key)
+
+    def encode(self, entity: int, values: tuple[Any, ...]) -> list[bytes]:
+        """Field names and protobuf values in turn, as HSET takes them; null is the empty `Value`.
+
+        Feast counts the entity of a stream feature view among its features, so it is written too.
+        """
+        words = [self.entity_field, int64_value(entity)]
         for field, encode, value in zip(self.fields, self.encoders, values, strict=True):
             words += (field, b"" if value is None or value == b"null" else encode(value))
         return words

@@ -146,7 +146,7 @@ class FeatureWriter:
             for row in rows:
                 stamp = timestamp(row.event_timestamp)
                 key = layout.key(project, row.entity)
-                pipe.evalsha(self._upsert, 1, key, layout.timestamp_field, stamp, *layout.encode(row.values))
+                pipe.evalsha(self._upsert, 1, key, layout.timestamp_field, stamp, *layout.encode(row.entity, row.values))
             hashes += len(rows)
         for view, rows in kept.items():
             layout = self.layouts[view]

@@ -41,7 +41,8 @@ def test_value_is_its_protobuf_message_also_where_it_is_zero(kind: str, value: o
 
 
 def test_null_is_an_empty_message() -> None:
-    assert COUNTERS.encode((None, 1.5)) == [COUNTERS.fields[0], b"", COUNTERS.fields[1], b")" + struct.pack("<d", 1.5)]
+    words = COUNTERS.encode(3, (None, 1.5))
+    assert words == [COUNTERS.entity_field, b" \x03", COUNTERS.fields[0], b"", COUNTERS.fields[1], b")" + struct.pack("<d", 1.5)]
 
 
 @given(st.integers(0, 4_102_444_800_000))

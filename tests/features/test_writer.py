@@ -37,7 +37,7 @@ def test_item_with_a_negative_id_is_a_row() -> None:
 
 @pytest.mark.parametrize("body", [b"", b"\xff\xfe", b"[]", b'{"user_id":1}', b'{"user_id":"1","event_timestamp":1}'])
 def test_what_is_no_row_is_refused_with_its_topic(body: bytes) -> None:
-    with pytest.raises(RowError, match="features.user_counters"):
+    with pytest.raises(RowError, match=r"features\.user_counters"):
         decode(COUNTERS, body)
 
 

@@ -213,7 +213,7 @@ class Running:
         return [sys.executable, "-W", "ignore", "-m", "jobs.cli", "features", *arguments]
 
     def call(self, *arguments: str) -> str:
-        done = subprocess.run(self.command(*arguments), env=self.services.environment, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(self.command(*arguments), env=self.services.environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
@@ -279,10 +279,10 @@ def test_online_values_survive_kills_and_equal_recomputation_and_backfill(runnin
         process(running.command("write"), home / "writer-1.log", environment) as writer,
         process(running.command("run"), home / "flink-1.log", environment) as job,
     ):
-        await_true(lambda: bool(read_ready(home, "flink-features")), "features job", 120, job)
-        await_true(lambda: running.caught_up(end - 2000), "first values", 60, job)
+        await_true(lambda: bool(read_ready(home, "flink-features")), "features job", 300, job)
+        await_true(lambda: running.caught_up(end - 2000), "first values", 180, job)
         check_online(running)
-        await_true(lambda: any((home / "flink/features/checkpoints").glob("*/chk-*/_metadata")), "checkpoint", 60, job)
+        await_true(lambda: any((home / "flink/features/checkpoints").glob("*/chk-*/_metadata")), "checkpoint", 180, job)
         end = traffic(running.log, end + 1000, 150, chance)
         job.send_signal(signal.SIGKILL)
         writer.send_signal(signal.SIGKILL)
@@ -294,13 +294,13 @@ def test_online_values_survive_kills_and_equal_recomputation_and_backfill(runnin
         process(running.command("write"), home / "writer-2.log", environment),
         process(running.command("run"), home / "flink-2.log", environment) as job,
     ):
-        await_true(lambda: running.caught_up(end - 2000), "values after the kill", 120, job)
+        await_true(lambda: running.caught_up(end - 2000), "values after the kill", 300, job)
         assert "resumed_from=None" not in (home / "flink-2.log").read_text()
         check_online(running)
         assert running.call("plan").count("nothing changes") == 2
         Redis.from_url(running.services.redis_url).flushdb()
-        await_true(lambda: bool(FeatureReader(running.services.redis_url).history(1)), "values after Redis lost all", 60)
-        await_true(lambda: running.caught_up(end - 2000), "values after Redis lost all", 60, job)
+        await_true(lambda: bool(FeatureReader(running.services.redis_url).history(1)), "values after Redis lost all", 180)
+        await_true(lambda: running.caught_up(end - 2000), "values after Redis lost all", 180, job)
         check_online(running)
         report = running.call("verify")
         assert "user_history" in report
