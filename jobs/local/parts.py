@@ -43,7 +43,7 @@ class Part:
     environment: Mapping[str, str] = field(default_factory=dict)
     clean_exits: Collection[int] = (0,)  # exit codes after a SIGTERM
     grace_s: float = 20  # from SIGTERM to SIGKILL
-    start_s: float = 180  # until it must be well
+    start_s: float = 300  # until it must be well (a step may take as long as its work does)
     nice: int = 0
 
 

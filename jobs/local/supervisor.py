@@ -151,7 +151,7 @@ class Supervisor:
         code = runner.exits.get("last")
         if code == BROKEN_CONFIGURATION or runner.deaths_unwell >= (1 if part.once else TRIES):
             raise StartFailed(f"{part.name} did not start (exit code {code}): {runner.reason}; see {self.log_of(part.name)}")
-        if runner.state is State.STARTING and self._now() - runner.since > part.start_s:
+        if not part.once and runner.state is State.STARTING and self._now() - runner.since > part.start_s:
             raise StartFailed(f"{part.name} was not well within {part.start_s:.0f} s; see {self.log_of(part.name)}")
 
     # -- one look at everything ---------------------------------------------------------------------------------------
