@@ -13,7 +13,7 @@ from typing import Any
 import click
 import httpx
 import msgspec
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 from tqdm import tqdm
 
 from jobs.process import Endpoints, Stop, run, write_json
@@ -30,6 +30,7 @@ BEAT_EVENTS = 200  # a heartbeat to every partition after so many events: 10 par
 BEAT_MS = 60_000  # and when the log's clock has moved this far
 SAVE_EVENTS = 5_000
 SHADOW_PER_S = 10
+PATIENCE = 50  # tries, 0.2 s apart
 
 
 class Place(msgspec.Struct):
@@ -42,11 +43,19 @@ class Place(msgspec.Struct):
 def ends_of(client: Mapping[str, Any], shape: Mapping[str, int]) -> dict[str, dict[str, int]]:
     """Topic → partition → next offset."""
     reader = consumer(client, "replay", [])
+
+    def end(topic: str, partition: int) -> int:
+        for _ in range(PATIENCE):
+            try:
+                return int(reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)[1])
+            except KafkaException as error:
+                if error.args[0].code() not in (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE):
+                    raise
+                time.sleep(0.2)  # a topic created a moment ago has no leader yet
+        raise OSError(f"{topic}: partition {partition} has no leader")
+
     try:
-        return {
-            topic: {str(p): reader.get_watermark_offsets(TopicPartition(topic, p), timeout=10)[1] for p in range(count)}
-            for topic, count in shape.items()
-        }
+        return {topic: {str(p): end(topic, p) for p in range(count)} for topic, count in shape.items()}
     finally:
         reader.close()
 
@@ -120,22 +129,36 @@ class Replay:
         self._producer = producer(ends.kafka)
         self._beats = Heartbeats(self._producer, self._shape)
         self._encoder = msgspec.json.Encoder()
+        self._clock = 0
+        self._saved: dict[str, Any] = {}  # progress as it is in the home: how many events are in the topics for certain, and up to where
 
-    def skip(self, first_ms: int, resume: bool) -> tuple[int, set[str]]:
+    def skip(self, what: Mapping[str, Any], first_ms: int, resume: bool) -> tuple[int, set[str]]:
         """Events to pass over: how many, and which ids beyond them.
 
+        Args:
+            what: names the log and the part of it that is replayed; a replay goes on with the same only.
+
         Raises:
-            ConfigError: the topics already hold later times and this is not to be resumed.
+            ConfigError: the topics already hold later times and this is not to be resumed, or the replay begun here is another one.
         """
         saved = read_json(self._path)
         if resume and saved:
-            return saved["events"], {place.event_id for place in already_there(self._kafka, saved["offsets"])}
+            if saved["what"] != what:
+                raise ConfigError(
+                    f"the replay begun in this home is {saved['what']}, not {what}: go on with the same --dir, --from and --to"
+                )
+            self._saved = saved
+            there = list(already_there(self._kafka, saved["offsets"]))
+            self._clock = max((place.ts for place in there), default=saved["ts"])
+            return saved["events"], {place.event_id for place in there}
         latest = latest_time(self._kafka, self._shape)
         if latest >= first_ms:
             raise ConfigError(
                 f"the topics' clock stands at {iso(latest)}, the log starts at {iso(first_ms)}: all of it would be late. "
                 "Go on with an earlier replay by --resume, or use a fresh home (SIDSTREAM_HOME)"
             )
+        self._saved = {"what": what}
+        self._save(0, first_ms)
         return 0, set()
 
     def send(
@@ -145,6 +168,8 @@ class Replay:
         started, first, beaten, last, sent = time.monotonic(), None, 0, 0, 0
         for number, item in enumerate(timed):
             if stop.is_set():
+                if sent:
+                    self._save(number, last)
                 break
             if item.topic == topics.IMPRESSIONS:
                 bar.update()
@@ -172,7 +197,7 @@ class Replay:
             self._beat(last)
             self._beat(last + self._close_ms)
             self._producer.flush()
-            write_json(self._path, {**read_json(self._path), "finished": True, "ts": last})
+            write_json(self._path, {**self._saved, "finished": True, "ts": last})
             return True
         return False
 
@@ -187,12 +212,15 @@ class Replay:
         self._producer.poll(0)
 
     def _beat(self, ts: int) -> None:
-        self._beats.send(ts, ts)
+        if ts > self._clock:  # a resumed replay repeats no heartbeat: time never goes back
+            self._clock = ts
+            self._beats.send(ts, ts)
         self._producer.poll(0)
 
     def _save(self, count: int, ts: int) -> None:
         self._producer.flush()
-        write_json(self._path, {"events": count, "ts": ts, "offsets": ends_of(self._kafka, self._shape)})
+        self._saved |= {"events": count, "ts": ts, "offsets": ends_of(self._kafka, self._shape)}
+        write_json(self._path, self._saved)
 
 
 def iso(millis: int) -> str:
@@ -260,7 +288,9 @@ def command(
             raise ConfigError(str(error)) from error
         windows = settings.samples
         replay = Replay(ends, int((windows.label_window_s + windows.disorder_s + 5) * 1000))
-        skipped, known = replay.skip(rows.first_ms, resume)
+        skipped, known = replay.skip(
+            {"dir": str(folder.resolve()), "from": from_ms, "to": to_ms, "impressions": impressions}, rows.first_ms, resume
+        )
         if shadow and ends.http is None:
             raise ConfigError("--shadow needs our server, and none runs: start it with `sidstream up --only server`")
         asker = Shadow(ends.http, ends.home) if shadow and ends.http else None

@@ -232,7 +232,7 @@ async def live(
 
 
 @click.command()
-@click.option("--users", type=click.IntRange(1), default=300, show_default=True, help="Number of people.")
+@click.option("--users", type=click.IntRange(1), default=200, show_default=True, help="Number of people.")
 @click.option("--items", type=click.IntRange(1), default=1000, show_default=True, help="Size of the catalogue; the bundle's.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of people and catalogue; the bundle's.")
 @click.option("--impressions", type=click.IntRange(1), help="Stop after so many; default: go on until stopped.")

@@ -27,8 +27,8 @@ TOPICS: Final = (
     "gaming", "fitness", "science", "crafts", "comedy", "finance", "nature", "dance",
 )  # fmt: skip
 STYLES: Final = ("vlog", "cinematic", "animated", "tutorial", "slideshow", "interview", "timelapse", "split screen")
-SUBJECTS: Final = 4  # of each topic
-ANGLES: Final = 8  # of every subject
+SUBJECTS: Final = 2  # of each topic
+ANGLES: Final = 4  # of every subject
 VARIANTS: Final = 4  # of each style
 TAKES: Final = 4  # of every variant
 STYLES_OF_A_TOPIC: Final = 4  # of the eight; the other combinations do not exist
@@ -39,10 +39,11 @@ CONTENT_PARTS: Final = (0.75, 0.55, 0.20)  # lengths of topic, subject and angle
 CREATIVE_PARTS: Final = (0.80, 0.40, 0.15)  # of style, variant and take
 # Cosine to a wish at which a video begins to please and at which it pleases fully: another subject of the same topic has .65, another
 # topic about 0; another variant of the same style .80.
-PLEASES: Final = (0.45, 0.95)
+PLEASES: Final = (0.3, 0.95)
 
-WISHES: Final = (1.0, 0.85, 0.7)  # weights of a person's subjects
-TASTES: Final = (1.0, 0.7)  # of a person's styles
+WISHES: Final = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # weights of a person's subjects
+TASTES: Final = (1.0, 0.9, 0.8)  # of a person's styles
+ANY_STYLE: Final = 0.4  # how much of a liking is left where the style is not to a person's taste
 CHANGES_A_SESSION: Final = 0.06  # how often a session begins with one wish replaced
 DAY_MS: Final = 86_400_000
 EPOCH_MS: Final = 1_640_995_200_000  # uploads are in 2022
@@ -80,7 +81,7 @@ class World:
         seed: of everything.
     """
 
-    def __init__(self, users: int = 300, items: int = 1000, seed: int = 0) -> None:
+    def __init__(self, users: int = 200, items: int = 1000, seed: int = 0) -> None:
         self.seed = seed
         self._build_videos(items, np.random.default_rng([seed, 1]))
         self._build_people(users, np.random.default_rng([seed, 2]))
@@ -180,7 +181,7 @@ class World:
         person = self.people[user_id]
         wish = max(w * _pleases(self.subjects[s], content) for w, s in zip(WISHES, person.subjects, strict=True))
         taste = max(w * _pleases(self.treatments[t], creative) for w, t in zip(TASTES, person.treatments, strict=True))
-        return wish * (0.25 + 0.75 * taste)
+        return wish * (ANY_STYLE + (1 - ANY_STYLE) * taste)
 
     def react(
         self,
@@ -194,14 +195,14 @@ class World:
     ) -> Reaction:
         """How somebody who looks at a video answers it; what is further down gets less attention."""
         liking = self.liking(user_id, content, creative)
-        pleased = rng.random() < min(0.95, (0.03 + 0.85 * liking * quality) / (1 + 0.04 * position))
+        pleased = rng.random() < min(0.95, (0.01 + 0.9 * liking * quality) / (1 + 0.04 * position))
         if pleased:
             share = rng.triangular(0.6, 1.0, 1.4)
             play_ms = max(int(duration_ms * share), min(18_000, duration_ms))
         else:
             play_ms = int(duration_ms * min(rng.exponential(0.12), 0.5))
         chances: tuple[tuple[EngagementKind, float], ...] = (
-            ("click", 0.65 if pleased else 0.05),
+            ("click", 0.7 if pleased else 0.01),
             ("like", 0.12 * pleased),
             ("follow", 0.02 * pleased),
             ("comment", 0.02 * pleased),
