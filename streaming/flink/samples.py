@@ -55,8 +55,8 @@ LABEL = {"label_id": "STRING", "kind": "STRING", "ts": "BIGINT", "impression_ts"
 
 def checked() -> str:
     """What the job needs of every event; all statements share this one reading of the topics."""
-    return f"""CREATE TEMPORARY VIEW checked AS
-SELECT topic, kafka_partition, kafka_offset, usable IS TRUE AND `schema` <> {text(tables.HEARTBEAT)} AS is_event, usable IS NOT TRUE AS is_faulty,
+    return f"""SELECT topic, kafka_partition, kafka_offset, usable IS NOT TRUE AS is_faulty,
+    usable IS TRUE AND `schema` <> {text(tables.HEARTBEAT)} AS is_event,
     event_id, impression_id, {tables.IMPRESSION_TS} AS impression_ts, rt, proc, {", ".join(map(quoted, IMPRESSION_COLUMNS))},
     kind, play_ms, `value`, context
 FROM event"""
@@ -67,8 +67,7 @@ def once() -> str:
     kinds = columns([records.Impression])
     impression = ", ".join(f"{quoted(name)} {kinds[name]}" for name in IMPRESSION_COLUMNS)
     label = ", ".join(f"{quoted(name)} {kind}" for name, kind in LABEL.items())
-    return f"""CREATE TEMPORARY VIEW once AS
-SELECT topic, kafka_partition, kafka_offset, impression_id, impression_ts, rt, proc,
+    return f"""SELECT topic, kafka_partition, kafka_offset, impression_id, impression_ts, rt, proc,
     CASE WHEN topic = {text(topics.IMPRESSIONS)} THEN CAST(ROW({", ".join(IMPRESSION_COLUMNS)}) AS ROW<{impression}>) END AS impression,
     context,
     CAST(ROW(CASE WHEN topic <> {text(topics.IMPRESSIONS)} THEN event_id END,
@@ -85,22 +84,20 @@ FROM (
 def routed(windows: Windows) -> str:
     """Which way an event goes, by the watermark at the moment it is read."""
     overdue = round(windows.label_s * 1000)
-    return f"""CREATE TEMPORARY VIEW routed AS
-SELECT *,
+    return f"""SELECT *,
     COALESCE(rt <= CURRENT_WATERMARK(rt), FALSE) OR (impression IS NULL AND label.ts > impression_ts + {overdue}) AS late,
     COALESCE(rt <= CURRENT_WATERMARK(rt) - {interval(windows.attribution_s - 0.001)}, FALSE) AS expired
 FROM once"""
 
 
 ARRIVING = "topic, kafka_partition, kafka_offset, impression_id, impression_ts, rt, proc, impression, context, label"
-KNOWN = {name: "BIGINT" for name in (*COUNTED, "answers", "play_ms")} | {"conversion_value": "DOUBLE"}
+KNOWN = dict.fromkeys((*COUNTED, "answers", "play_ms"), "BIGINT") | {"conversion_value": "DOUBLE"}
 
 
 def joined() -> str:
     """Events whose impression's window is open, with what all of them together say of it, when the window closes."""
     counts = ",\n    ".join(f"COUNT(CASE WHEN label.kind = {text(name)} THEN 1 END) OVER peers AS {quoted(name)}" for name in COUNTED)
-    return f"""CREATE TEMPORARY VIEW joined AS
-SELECT {ARRIVING},
+    return f"""SELECT {ARRIVING},
     COUNT(CASE WHEN impression IS NOT NULL THEN 1 END) OVER peers AS impressions,
     {counts},
     COUNT(CASE WHEN label.kind = 'answer' THEN 1 END) OVER peers AS answers,
@@ -113,8 +110,7 @@ WINDOW peers AS (PARTITION BY impression_id ORDER BY rt RANGE BETWEEN INTERVAL '
 def arriving() -> str:
     """Impressions whose labels are settled, and labels that no window took; labels of a late impression are not known yet."""
     known = f"ROW<{', '.join(f'{quoted(name)} {kind}' for name, kind in KNOWN.items())}>"
-    return f"""CREATE TEMPORARY VIEW arriving AS
-SELECT {ARRIVING}, CAST(ROW({", ".join(map(quoted, KNOWN))}) AS {known}) AS known
+    return f"""SELECT {ARRIVING}, CAST(ROW({", ".join(map(quoted, KNOWN))}) AS {known}) AS known
 FROM joined WHERE impression IS NOT NULL OR impressions = 0
 UNION ALL
 SELECT {ARRIVING}, CAST(NULL AS {known}) AS known FROM routed WHERE late AND NOT expired"""
@@ -125,8 +121,7 @@ def settled() -> str:
 
     `leaving` is what goes out now, in order: the first impression and the labels that waited for it, or a label whose impression is out.
     """
-    return """CREATE TEMPORARY VIEW settled AS
-SELECT topic, kafka_partition, kafka_offset, impression_id, impression_ts, rt, context, known, impression IS NOT NULL AS is_impression,
+    return """SELECT topic, kafka_partition, kafka_offset, impression_id, impression_ts, rt, context, known, impression IS NOT NULL AS is_impression,
     first_impression, impressions, CARDINALITY(so_far) AS arrived,
     CASE WHEN impression IS NOT NULL THEN (CASE WHEN impressions = 1 THEN ARRAY_REVERSE(so_far) END)
         WHEN first_impression.ts = impression_ts THEN ARRAY[label] END AS leaving
@@ -150,14 +145,14 @@ def sample(windows: Windows) -> str:
     labels = {name: count(name) for name in COUNTED}
     labels["answers"] = "CASE WHEN label_id IS NULL THEN s.known.answers WHEN l.kind = 'answer' THEN 1 END"
     labels["play_ms"] = "CASE WHEN label_id IS NULL THEN s.known.play_ms ELSE l.play_ms END"
-    labels["long_view"] = f"""CASE WHEN label_id IS NULL AND s.known.play_ms >= LEAST({LONG_VIEW_MS}, s.first_impression.duration_ms) THEN 1
-            WHEN l.play_ms >= LEAST({LONG_VIEW_MS}, l.duration_ms) THEN 1
-            WHEN s.known.play_ms IS NOT NULL OR l.play_ms IS NOT NULL THEN 0 END"""
+    labels["long_view"] = f"""CASE WHEN label_id IS NULL
+            THEN CASE WHEN s.known.play_ms >= LEAST({LONG_VIEW_MS}, s.first_impression.duration_ms) THEN 1
+                WHEN s.known.play_ms IS NOT NULL THEN 0 END
+            WHEN l.play_ms >= LEAST({LONG_VIEW_MS}, l.duration_ms) THEN 1 WHEN l.play_ms IS NOT NULL THEN 0 END"""
     labels["conversion_value"] = "CASE WHEN label_id IS NULL THEN s.known.conversion_value ELSE l.`value` END"
     ordered = ",\n        ".join(labels[field] for field in columns([records.Labels]) if field != "schema")
     copied = ", ".join(f"s.first_impression.{quoted(name)} AS {quoted(name)}" for name in IMPRESSION_COLUMNS)
-    return f"""CREATE TEMPORARY VIEW sample AS
-SELECT s.impression_id || ':' || COALESCE(label_id, 'initial') AS sample_id,
+    return f"""SELECT s.impression_id || ':' || COALESCE(label_id, 'initial') AS sample_id,
     CASE WHEN label_id IS NULL THEN 'initial' ELSE 'correction' END AS kind,
     s.impression_id, {copied},
     GREATEST(l.ts, s.first_impression.ts + {wait}) AS ready_ts,
@@ -224,8 +219,7 @@ def insert_samples(history: bool) -> str:
 
 def unclaimed() -> str:
     """Labels that came before their impression, and the impressions that such labels waited for."""
-    return """CREATE TEMPORARY VIEW unclaimed AS
-SELECT topic, kafka_partition, kafka_offset, impression_id, impression_ts, is_impression, rt FROM settled
+    return """SELECT topic, kafka_partition, kafka_offset, impression_id, impression_ts, is_impression, rt FROM settled
 WHERE first_impression IS NULL OR (is_impression AND impressions = 1 AND arrived > 1)"""
 
 
@@ -267,8 +261,6 @@ def define(
         scan: further options of the event source.
     """
     # Processing time: rows that a key has not touched for this long are forgotten. In a replay nothing is, which only costs memory.
-    # One event is judged once: without this, every INSERT gets its own copy of what they share, with its own watermark.
-    environment.get_config().set("table.optimizer.reuse-optimize-block-with-digest-enabled", "true")
     environment.get_config().set("table.exec.state.ttl", f"{round((windows.attribution_s + windows.wait_s) * 1000)} ms")
     event = tables.event_table(
         client,
@@ -278,8 +270,20 @@ def define(
         attribution_s=windows.attribution_s,
         scan=scan,
     )
-    for statement in (event, checked(), once(), routed(windows), joined(), arriving(), settled(), sample(windows), unclaimed()):
-        environment.execute_sql(statement)
+    environment.execute_sql(event)
+    views = {
+        "checked": checked(),
+        "once": once(),
+        "routed": routed(windows),
+        "joined": joined(),
+        "arriving": arriving(),
+        "settled": settled(),
+        "sample": sample(windows),
+        "unclaimed": unclaimed(),
+    }
+    for view, query in views.items():
+        # Registered as a plan, not as text: a text is parsed and planned anew by every view and statement above it.
+        environment.create_temporary_view(view, environment.sql_query(query))
     for statement in (sample_sink(client, name), reject_sink(client, name)):
         environment.execute_sql(statement)
     if history_idle_s is not None:
