@@ -49,6 +49,14 @@ def test_the_answer_does_not_depend_on_the_batch() -> None:
         assert torch.equal(alone[0][0], distance[one]) and torch.equal(alone[1][0], row[one])
 
 
+def test_places_far_from_the_origin_are_told_apart_although_the_product_rounds_their_differences_away() -> None:
+    generator = torch.Generator().manual_seed(2)
+    known = 100 + 1e-3 * torch.randn(400, 64, generator=generator)
+    asked = 100 + 1e-3 * torch.randn(20, 64, generator=generator)
+    exact = (asked.double().unsqueeze(1) - known.double()).square().sum(-1)
+    assert torch.equal(nearest(asked, known, 3)[1], exact.sort(dim=1, stable=True).indices[:, :3])
+
+
 def test_more_neighbours_than_places_are_refused() -> None:
     with pytest.raises(ValueError, match="are expected"):
         nearest(torch.zeros(1, 2), torch.zeros(3, 2), 4)

@@ -61,6 +61,12 @@ def test_a_search_from_the_root_stays_inside_for_any_shape() -> None:
     assert not trie.mask(node, 1)[:, 2].any()
 
 
+def test_a_token_that_its_level_does_not_have_leads_nowhere() -> None:
+    trie = Trie.build(torch.tensor([[0, 0, 0], [1, 0, 0]]), COUNTS)
+    node = trie.walk(torch.tensor([[0]]))
+    assert trie.child(node, torch.tensor([COUNTS[1]]), 1).tolist() == [-1]  # as a number it would be the first edge of the next node
+
+
 def test_appending_leaves_the_trie_that_is_in_use_as_it_was() -> None:
     trie = Trie.build(torch.tensor([[1, 1, 1]]), COUNTS)
     trie.append(torch.tensor([[0, 0, 0]]))
