@@ -81,7 +81,7 @@ def write(path: Path, frames: Iterable[Image.Image], sound: NDArray[np.float32],
             if stopped():
                 raise Abandoned(str(path))
             # Pillow keeps RGB in four bytes a pixel; through Arrow they are read where they are, without a copy.
-            pixels = np.asarray(pa.array(picture).flatten()).reshape(HEIGHT, WIDTH, 4)
+            pixels = np.frombuffer(pa.array(picture).buffers()[-1], np.uint8).reshape(HEIGHT, WIDTH, 4)
             frame = converter.reformat(av.VideoFrame.from_numpy_buffer(pixels, format="rgba"), format="yuv420p")
             frame.pts = index
             container.mux(video.encode(frame))

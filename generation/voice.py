@@ -18,6 +18,7 @@ Sound = NDArray[np.float32]
 
 SAMPLE_RATE: Final = 44_100
 FASTEST: Final = 240  # words a minute that can still be followed
+PATIENCE_S: Final = 120  # it takes a twentieth of a second; a machine that is far too busy must not lose a voice over it
 _SILENCE: Final = 0.012
 
 
@@ -65,9 +66,16 @@ def _spoken(lines: Sequence[str], voice: str, rate: int, pitch: int) -> list[Spe
         "lines": list(lines),
     }
     script = Path(__file__).with_name("espeak.py")
-    done = subprocess.run(
-        [sys.executable, "-I", "-S", str(script)], input=json.dumps(order).encode(), capture_output=True, timeout=30, check=False
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-I", "-S", str(script)],
+            input=json.dumps(order).encode(),
+            capture_output=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise VoiceError(f"espeak-ng did not speak within {PATIENCE_S} s") from error
     if done.returncode:
         raise VoiceError(f"espeak-ng ended with {done.returncode}: {done.stderr.decode(errors='replace').strip().splitlines()[-1:]}")
     head, _, pcm = done.stdout.partition(b"\n")

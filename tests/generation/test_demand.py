@@ -1,66 +1,58 @@
-"""The demand queue on a real Redis: merged by SID, the most wanted first, nothing lost and nothing counted twice."""
+"""Demand merges by SID, and what it is depends on the set of requests alone."""
 
-import pytest
-import redis
+from __future__ import annotations
 
-from generation.demand import KEYS, MINUTE_MS, DemandQueue, Totals, key_of
+from functools import reduce
+from random import Random
 
-pytestmark = pytest.mark.integration
+from hypothesis import given
+from hypothesis import strategies as st
+
+from generation.demand import MINUTE_MS, Want, Wish, key_of, merge, most_wanted, urgency
+
 NOW = 1_800_000_000_000
+wishes = st.lists(
+    st.builds(
+        Wish,
+        request_id=st.integers(0, 30).map(lambda n: f"r{n}"),
+        key=st.integers(0, 4).map(lambda n: f"b|{n}"),
+        demand=st.integers(1, 9),
+        asked_ms=st.integers(NOW, NOW + 60 * MINUTE_MS),
+    ),
+    max_size=40,
+    unique_by=lambda wish: wish.request_id,
+)
 
 
-@pytest.fixture
-def queue(redis_url):
-    redis.Redis.from_url(redis_url).delete(*KEYS)
-    return DemandQueue(redis_url)
+def merged(all_wishes: list[Wish]) -> dict[str, Want]:
+    return reduce(merge, all_wishes, {})
 
 
-def test_the_most_wanted_sid_is_claimed_first(queue):
-    queue.merge("r1", key_of("b", [1, 2]), b"one", 1, NOW)
-    queue.merge("r2", key_of("b", [3, 4]), b"two", 5, NOW)
-    assert queue.claim(NOW, 1000).key == "b|3.4"
-    assert queue.claim(NOW, 1000).key == "b|1.2"
-    assert queue.claim(NOW, 1000) is None
+@given(wishes, st.integers(0, 2**32))
+def test_order_and_repetition_of_requests_change_nothing(all_wishes: list[Wish], seed: int) -> None:
+    again = all_wishes + all_wishes[: len(all_wishes) // 2]
+    Random(seed).shuffle(again)
+    assert merged(again) == merged(all_wishes)
 
 
-def test_a_request_read_twice_counts_once(queue):
-    assert queue.merge("r1", "b|1", b"x", 3, NOW)
-    assert not queue.merge("r1", "b|1", b"x", 3, NOW + 5)
-    assert queue.totals() == Totals(requested=3, generated=0, pending=1)
+@given(wishes)
+def test_no_wish_is_lost_and_none_counts_twice(all_wishes: list[Wish]) -> None:
+    wants = merged(all_wishes)
+    assert sum(want.demand for want in wants.values()) == sum(wish.demand for wish in all_wishes)
+    assert {request for want in wants.values() for request in want.request_ids} == {wish.request_id for wish in all_wishes}
 
 
-def test_demand_of_several_requests_adds_up_and_the_first_request_is_kept(queue):
-    queue.merge("r1", "b|1", b"first", 1, NOW)
-    queue.merge("r2", "b|2", b"other", 2, NOW)
-    queue.merge("r3", "b|1", b"later", 2, NOW)
-    claim = queue.claim(NOW, 1000)
-    assert (claim.key, claim.request) == ("b|1", b"first")
+@given(wishes)
+def test_the_most_wanted_come_first(all_wishes: list[Wish]) -> None:
+    urgencies = [want.urgency for want in most_wanted(merged(all_wishes))]
+    assert urgencies == sorted(urgencies, reverse=True)
 
 
-def test_a_long_wait_outweighs_a_few_wishes(queue):
-    queue.merge("old", "b|old", b"", 1, NOW)
-    queue.merge("new", "b|new", b"", 3, NOW + 10 * MINUTE_MS)
-    assert queue.claim(NOW, 1000).key == "b|old"
+@given(st.integers(1, 1000), st.integers(1, 10**6))
+def test_an_old_wish_overtakes_any_crowd_that_comes_late_enough(crowd: int, demand: int) -> None:
+    assert urgency(1, NOW) > urgency(crowd, NOW + crowd * MINUTE_MS)
+    assert urgency(demand + 1, NOW) > urgency(demand, NOW)
 
 
-def test_the_lease_of_a_dead_worker_runs_out(queue):
-    queue.merge("r1", "b|1", b"", 1, NOW)
-    queue.claim(NOW, 1000)
-    assert queue.claim(NOW + 999, 1000) is None
-    assert queue.claim(NOW + 1000, 1000).key == "b|1"
-
-
-def test_a_finished_sid_is_off_the_queue_and_counted_once(queue):
-    queue.merge("r1", "b|1", b"", 1, NOW)
-    claim = queue.claim(NOW, 1000)
-    queue.finish(claim)
-    queue.finish(claim)
-    assert queue.claim(NOW + 5000, 1000) is None
-    assert queue.totals() == Totals(requested=1, generated=1, pending=0)
-
-
-def test_a_claim_is_found_behind_many_leased_ones(queue):
-    for n in range(100):
-        queue.merge(f"r{n}", f"b|{n}", b"", 100 - n, NOW)
-    claimed = [queue.claim(NOW, 1000).key for _ in range(100)]
-    assert claimed == [f"b|{n}" for n in range(100)]
+def test_keys_of_different_sids_differ() -> None:
+    assert key_of("b", [1, 23]) == "b|1.23" != key_of("b", [12, 3])
