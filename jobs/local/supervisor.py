@@ -268,7 +268,7 @@ class Supervisor:
         while alive := [runner for runner in reversed(runners) if self._lives(runner)]:
             for runner in alive:
                 name = runner.part.name
-                if any(name in other.part.needs for other in alive) or not runner.entry:
+                if any(self._relies(other.part, name) for other in alive) or not runner.entry:
                     continue
                 if name not in signalled:
                     signalled[name] = self._now()
@@ -281,6 +281,10 @@ class Supervisor:
                     ledger.signal_all(runner.entry.family(), signal.SIGKILL)
             self._record()
             time.sleep(0.05)
+
+    def _relies(self, part: Part, name: str) -> bool:
+        """Whether a part needs another, also through a step that is done (a trainer needs topics, and those the broker)."""
+        return any(need == name or (need in self.runners and self._relies(self.runners[need].part, name)) for need in part.needs)
 
     def _lives(self, runner: Runner) -> bool:
         """Whether a part still runs; if it has just ended, its exit code is kept and its family is gone."""
