@@ -37,8 +37,14 @@ def main(settings: Settings, ends: Endpoints, stop: Stop) -> None:
         checkpoint_ms=settings.flink.checkpoint_ms,
     )
     windows = samples.Windows(settings.samples.label_window_s, settings.samples.attribution_window_s, settings.samples.disorder_s)
-    session = environment.table_environment(cluster)
-    job = environment.submit(session, samples.define(session.tables, ends.kafka, windows))
+
+    def define() -> environment.Job:
+        session = environment.table_environment(cluster)
+        return environment.submit(session, samples.define(session.tables, ends.kafka, windows))
+
+    job = environment.start(define, stop)
+    if job is None:
+        return
     if job.wait_running(stop):
-        ready(ends.home, NAME, rest=session.rest, job=job.job_id)
+        ready(ends.home, NAME, rest=job.session.rest, job=job.job_id)
     job.wait(stop)

@@ -6,9 +6,11 @@ Unknown fields are tolerated and dropped; an unknown `schema` or a broken bound 
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
+import msgspec.inspect
 
 UserId = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 ItemId = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
@@ -46,7 +48,7 @@ class Impression(Event, frozen=True, kw_only=True, tag="impression/1"):
     """A video shown to a user."""
 
     impression_id: Identifier
-    request_id: Identifier
+    request_id: str
     item_id: ItemId
     position: Annotated[int, msgspec.Meta(ge=0)]
     scene: str
@@ -200,20 +202,27 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RecordError(ValueError):
-    """A record that breaks its schema; the message says where and why."""
+    """A record that breaks its schema; the message says which, where and why."""
 
+
+EVENTS: dict[str, type[Event]] = {
+    "impressions": Impression,
+    "engagements": Engagement,
+    "watches": Watch,
+    "conversions": Conversion,
+    "questionnaires": Questionnaire,
+}  # topic → record
+OUTPUTS: dict[str, type[msgspec.Struct]] = {
+    "samples": Sample,
+    "model.published": ModelPublished,
+    "generation.requests": GenerationRequest,
+    "videos": Video,
+    "dead_letters": DeadLetter,
+}  # topic → record
 
 _encoder = msgspec.json.Encoder()
-_decoders = {
-    topic: msgspec.json.Decoder(schema | Heartbeat)  # type: ignore[operator]
-    for topic, schema in {
-        "impressions": Impression,
-        "engagements": Engagement,
-        "watches": Watch,
-        "conversions": Conversion,
-        "questionnaires": Questionnaire,
-    }.items()
-}
+_decoders = {topic: msgspec.json.Decoder(schema | Heartbeat) for topic, schema in EVENTS.items()}  # type: ignore[operator]
+_expectation = re.compile(r"^(?P<expected>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 
 
 def encode(record: msgspec.Struct) -> bytes:
@@ -229,5 +238,59 @@ def decode(topic: str, body: bytes) -> Event | Heartbeat:
     """
     try:
         return _decoders[topic].decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise RecordError(str(error)) from error
+    except msgspec.ValidationError as error:
+        raise RecordError(explain(topic, body, str(error))) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise RecordError(f"not a JSON object: {error}") from error
+
+
+def explain(topic: str, body: bytes, error: str) -> str:
+    """A validation error of msgspec for a person: which record, which field, what it is, what was expected.
+
+    `Watch 8f3c2a11…: play_ms is -4 (expected ≥ 0)`
+    """
+    try:
+        found = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        found = None
+    name = EVENTS[topic].__name__
+    if not isinstance(found, dict):
+        return f"{name}: not a JSON object but {type(found).__name__}"
+    identity = found.get("event_id")
+    head = f"{name} {identity[:8] + '…' if len(identity) > 8 else identity}" if isinstance(identity, str) and identity else name
+    parts = _expectation.match(error)
+    assert parts is not None  # every text matches
+    expected, path = parts["expected"], parts["path"] or ""
+    if "missing required field" in expected:
+        return f"{head}: {path + '.' if path else ''}{expected.rpartition(' ')[2].strip('`')} is missing"
+    if path == "schema" or expected.startswith("Invalid value"):
+        wanted = msgspec.inspect.type_info(EVENTS[topic])
+        assert isinstance(wanted, msgspec.inspect.StructType)
+        if path in ("schema", ""):
+            return f"{head}: schema is {shown(found.get('schema'))} (expected {wanted.tag})"
+    if expected.startswith("Invalid enum value"):
+        return f"{head}: {path} is {shown(at(found, path))} (not one of its values)"
+    wish = re.sub(r"^Expected ", "", expected).replace("`", "").replace(">=", "≥").replace("<=", "≤")
+    wish = re.sub(r"^(?:int|float) (?=[≥≤<>])", "", wish)
+    return f"{head}: {path or 'the record'} is {shown(at(found, path))} (expected {wish})"
+
+
+def at(tree: Any, path: str) -> Any:
+    """The value at a path such as `context.history[3].ts`, None where it leads nowhere."""
+    for step in re.findall(r"[^.\[\]]+", path):
+        if isinstance(tree, dict):
+            tree = tree.get(step)
+        elif isinstance(tree, list) and step.isdigit() and int(step) < len(tree):
+            tree = tree[int(step)]
+    return tree
+
+
+def shown(value: Any) -> str:
+    """A value as JSON, short enough for a line."""
+    line = msgspec.json.encode(value).decode()
+    return line if len(line) <= 60 else line[:57] + "…"
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """Topic → JSON Schema (2020-12) of its records, for clients in other languages."""
+    return {topic: msgspec.json.schema(record) for topic, record in {**EVENTS, **OUTPUTS}.items()}

@@ -23,13 +23,7 @@ VIDEOS: Final = "videos"
 DEAD_LETTERS: Final = "dead_letters"
 REJECTS: Final = "rejects"  # internal: Flink's verdicts by partition and offset; the inspector adds the raw bytes
 
-EVENT_SCHEMAS: Final[dict[str, type[records.Event]]] = {
-    IMPRESSIONS: records.Impression,
-    ENGAGEMENTS: records.Engagement,
-    WATCHES: records.Watch,
-    CONVERSIONS: records.Conversion,
-    QUESTIONNAIRES: records.Questionnaire,
-}
+EVENT_SCHEMAS: Final[dict[str, type[records.Event]]] = records.EVENTS
 EVENT_TOPICS: Final[tuple[str, ...]] = tuple(EVENT_SCHEMAS)
 
 FOREVER: Final = "-1"

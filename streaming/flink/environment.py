@@ -11,10 +11,11 @@ import logging
 import os
 import shutil
 import socket
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +24,25 @@ if TYPE_CHECKING:
     from pyflink.table import StatementSet, TableEnvironment
 
 log = logging.getLogger(__name__)
+
+# Warnings only, two files of 10 MB. Flink names the metrics of committers twice and warns of it at every checkpoint.
+LOGGING = """\
+rootLogger.level = WARN
+rootLogger.appenderRef.file.ref = file
+appender.file.name = file
+appender.file.type = RollingFile
+appender.file.fileName = {folder}/flink.log
+appender.file.filePattern = {folder}/flink.%i.log
+appender.file.layout.type = PatternLayout
+appender.file.layout.pattern = time=%d{{ISO8601}} level=%p logger=%c{{1}} %m%n
+appender.file.policies.type = Policies
+appender.file.policies.size.type = SizeBasedTriggeringPolicy
+appender.file.policies.size.size = 10MB
+appender.file.strategy.type = DefaultRolloverStrategy
+appender.file.strategy.max = 1
+logger.metrics.name = org.apache.flink.metrics.MetricGroup
+logger.metrics.level = ERROR
+"""
 
 TERMINAL = frozenset({"FAILED", "CANCELED", "FINISHED"})
 
@@ -142,11 +162,12 @@ def table_environment(cluster: MiniCluster) -> Session:
     logs.mkdir(parents=True, exist_ok=True)
     cluster.checkpoints.mkdir(parents=True, exist_ok=True)
     # PyFlink takes the settings of its JVM from the environment only.
-    os.environ["FLINK_LOG_DIR"] = str(logs.resolve())
+    properties = logs / "log4j2.properties"
+    properties.write_text(LOGGING.format(folder=logs.resolve()))
+    os.environ |= {"FLINK_LOG_DIR": str(logs.resolve()), "LOG4J_PROPERTIES": str(properties.resolve())}
     os.environ["JVM_ARGS"] = (
         f"-Xms128m -Xmx{cluster.heap_mb}m -XX:+UseSerialGC {cluster.jvm} -XX:MaxMetaspaceSize=384m -XX:+ExitOnOutOfMemoryError"
     )
-    os.environ.setdefault("ROOT_LOG_LEVEL", "WARN")
     if cluster.java_home is not None:
         os.environ["JAVA_HOME"] = str(cluster.java_home)
 
@@ -227,6 +248,27 @@ class Job:
             return "no reason known"
         causes = [line for entry in entries[:1] for line in entry["stacktrace"].splitlines() if not line.startswith("\t")]
         return causes[-1] if causes else "no failure recorded"
+
+
+def start(define: Callable[[], Job], stop: Stop) -> Job | None:
+    """Define and submit a job; None if `stop` was set before it was submitted (planning takes seconds and cannot be interrupted)."""
+    outcome: list[Job | BaseException] = []
+
+    def attempt() -> None:
+        try:
+            outcome.append(define())
+        except BaseException as error:
+            outcome.append(error)
+
+    worker = threading.Thread(target=attempt, name="flink-planning", daemon=True)
+    worker.start()
+    while worker.is_alive() and not stop.is_set():
+        worker.join(0.1)
+    if not outcome:
+        return None
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
 
 
 def submit(session: Session, statements: StatementSet) -> Job:

@@ -121,8 +121,8 @@ def settled() -> str:
 
     `leaving` is what goes out now, in order: the first impression and the labels that waited for it, or a label whose impression is out.
     """
-    return """SELECT topic, kafka_partition, kafka_offset, impression_id, impression_ts, rt, context, known, impression IS NOT NULL AS is_impression,
-    first_impression, impressions, CARDINALITY(so_far) AS arrived,
+    return """SELECT topic, kafka_partition, kafka_offset, impression_id, impression_ts, rt, context, known,
+    impression IS NOT NULL AS is_impression, first_impression, impressions, CARDINALITY(so_far) AS arrived,
     CASE WHEN impression IS NOT NULL THEN (CASE WHEN impressions = 1 THEN ARRAY_REVERSE(so_far) END)
         WHEN first_impression.ts = impression_ts THEN ARRAY[label] END AS leaving
 FROM (
