@@ -57,7 +57,7 @@ def tick_until(supervisor: Supervisor, condition: Callable[[], bool], seconds: f
 def test_a_part_starts_after_those_that_it_needs_and_stops_before_them(supervisors: Callable[[], Supervisor], home: Path) -> None:
     supervisor = supervisors()
     order: list[str] = []
-    supervisor.want([fake("second", needs=["first"]), fake("first", healthy=said(home, "first"))])
+    supervisor.want([fake("second", needs=["first"], healthy=said(home, "second")), fake("first", healthy=said(home, "first"))])
     supervisor.bring_up(changed=lambda runner: order.append(runner.part.name) if runner.state is State.HEALTHY else None)
     assert order == ["first", "second"]
     assert supervisor.stop() == {"first": 0, "second": 0}
