@@ -43,6 +43,7 @@ from streaming.kafka import Client, consumer, producer
 log = logging.getLogger("sidstream.server")
 
 REDIS_TIMEOUT_S = 0.25  # more than a busy machine needs, less than makes a person wait
+KEEPING_TIMEOUT_S = 5.0  # nobody waits for the keeping
 CONFIRMED_WITHIN_MS = 5_000  # a posted event is in Kafka by then, or its client is told to send it again
 KEPT_FOR_MS = 300_000  # impressions and requests outlive a broker that is away this long
 LISTENED_AT_ONCE = 500
@@ -57,7 +58,8 @@ class Server:
     def __init__(self, settings: Settings, ends: Endpoints) -> None:
         self._ends = ends
         store = ModelStore(ends.model_store)
-        self._cache = SidCache(ends.redis_url, timeout_s=REDIS_TIMEOUT_S)
+        self._cache = SidCache(ends.redis_url, timeout_s=KEEPING_TIMEOUT_S)
+        requested = SidCache(ends.redis_url, timeout_s=REDIS_TIMEOUT_S)
         self._features = FeatureReader(ends.redis_url, timeout_s=REDIS_TIMEOUT_S)
         self._metrics = Metrics()
         self._popularity = Popularity()
@@ -65,7 +67,7 @@ class Server:
         self._slot = ModelSlot(
             lambda: publish.current_version(store), self.library.serving, widest=settings.serving.beam_width, on_swap=self._swapped
         )
-        engine = Engine(self._slot, self._features, self._cache, self._popularity, self._metrics)
+        engine = Engine(self._slot, self._features, requested, self._popularity, self._metrics)
         self._batcher: Batcher[Ask, Answered] = Batcher(
             engine.answer, widest=settings.serving.beam_width, max_batch=settings.serving.max_batch
         )

@@ -1,4 +1,8 @@
-"""Dynamic batching with deadlines: what waits while the model is busy becomes the next batch, and the beam narrows as load grows."""
+"""Dynamic batching with deadlines: what waits while the model is busy becomes the next batch, and the beam narrows as load grows.
+
+Under more load than there is time for, the newest requests go first: they can still be answered, while the oldest would be answered
+after their deadline and make those behind them late as well.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ Ask = TypeVar("Ask")
 Answer = TypeVar("Answer")
 
 NARROWEST: Final = 8
-SHARE_OF_SLACK: Final = 0.5  # of the time that is left, what the model may plan to use: the rest is for the cache, and for being wrong
+SHARE_OF_SLACK: Final = 0.5  # of the time that is left, what a batch may plan to use: the rest is for being wrong
 
 
 class TooLate(Exception):
@@ -26,6 +30,18 @@ class TooLate(Exception):
 
 class Stopped(Exception):
     """The batcher no longer takes requests."""
+
+
+def rows_in_time(slacks_s: Sequence[float], most: int, cost_s: Callable[[int, int], float]) -> int:
+    """How many of the first requests can be answered together in time with the narrowest beam; at least one, to learn what it costs now.
+
+    Args:
+        slacks_s: seconds until each deadline, longest first.
+    """
+    rows = 1
+    while rows < min(most, len(slacks_s)) and cost_s(rows + 1, NARROWEST) <= slacks_s[rows]:
+        rows += 1
+    return rows
 
 
 def beam_width(widest: int, rows: int, slack_s: float, cost_s: Callable[[int, int], float]) -> int:
@@ -65,6 +81,11 @@ class _Waiting(Generic[Ask, Answer]):
     ask: Ask
     deadline_s: float
     future: Future[Answer] = field(default_factory=Future)
+
+    def late(self) -> None:
+        """Tell its sender that there is no time left, unless it gave up by itself."""
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_exception(TooLate("there is not enough time before the deadline"))
 
 
 class Batcher(Generic[Ask, Answer]):
@@ -120,18 +141,32 @@ class Batcher(Generic[Ask, Answer]):
                     self._wake.wait()
                 if not self._queue:
                     return
-                batch = [self._queue.popleft() for _ in range(min(self._max_batch, len(self._queue)))]
-            self._run(batch)
+                batch = self._take()
+            if batch:
+                self._run(batch)
+
+    def _take(self) -> list[_Waiting[Ask, Answer]]:
+        """The next batch; requests without time for any answer are told so at once, those without room wait on. Called with the lock."""
+        now = time.monotonic()
+        quickest_s = self._cost(1, NARROWEST)
+        waiting = sorted(self._queue, key=lambda one: -one.deadline_s)
+        rows = rows_in_time([one.deadline_s - now for one in waiting], self._max_batch, self._cost)
+        batch, others = waiting[:rows], waiting[rows:]
+        self._queue.clear()
+        for one in others:
+            if one.deadline_s - now < quickest_s:
+                one.late()
+            else:
+                self._queue.appendleft(one)
+        return batch
 
     def _run(self, batch: list[_Waiting[Ask, Answer]]) -> None:
         started = time.monotonic()
         live = []
         for waiting in batch:
-            if not waiting.future.set_running_or_notify_cancel():
-                continue
             if waiting.deadline_s <= started:
-                waiting.future.set_exception(TooLate("its turn came after the deadline"))
-            else:
+                waiting.late()
+            elif waiting.future.set_running_or_notify_cancel():
                 live.append(waiting)
         if not live:
             return

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -156,6 +156,11 @@ class RecentFeeds:
         if len(self._feeds) > self._people:
             self._feeds.popitem(last=False)
 
+    def keep_late(self, user_id: int, videos: Iterable[CachedVideo]) -> None:
+        """Note a good feed that came too late to be served."""
+        _, seen = self._feeds.get(user_id, ((), ()))
+        self._feeds[user_id] = (tuple(videos), seen)
+
     def last_good(self, user_id: int) -> tuple[CachedVideo, ...]:
         return self._feeds.get(user_id, ((), ()))[0]
 
@@ -169,23 +174,30 @@ class RecentFeeds:
 
 
 def fallback(
-    last_good: Iterable[CachedVideo],
-    popular: Iterable[CachedVideo],
-    anything: Collection[CachedVideo],
+    last_good: Sequence[CachedVideo],
+    popular: Sequence[CachedVideo],
+    anything: Sequence[CachedVideo],
     *,
     count: int,
     exclude: Collection[int],
+    seen: Collection[int],
     chance: random.Random,
 ) -> list[Slot]:
-    """A feed without the model: the last good one, then what is popular, then anything that exists. At most `count` distinct items."""
-    sample = chance.sample(list(anything), min(len(anything), count + len(exclude) + 50))
+    """A feed without the model: the last good one, then what is popular, then anything that exists. At most `count` distinct items.
+
+    What the person saw lately comes after everything else, in the same order.
+    """
+    sample = chance.sample(anything, min(len(anything), count + len(exclude) + len(seen)))
+    sources = (("last_good", last_good), ("popular", popular), ("random", sample))
     slots: dict[int, Slot] = {}
-    for pipeline, videos in (("last_good", last_good), ("popular", popular), ("random", sample)):
-        for video in videos:
-            if len(slots) == count:
-                return list(slots.values())
-            if video.item_id not in exclude and video.item_id not in slots:
-                slots[video.item_id] = Slot(video, None, None, None, pipeline)
+    for again in (False, True):
+        for pipeline, videos in sources:
+            for video in videos:
+                if len(slots) == count:
+                    return list(slots.values())
+                item = video.item_id
+                if (item in seen) == again and item not in exclude and item not in slots:
+                    slots[item] = Slot(video, None, None, None, pipeline)
     return list(slots.values())
 
 

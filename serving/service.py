@@ -120,7 +120,7 @@ class Recommender:
             answered = await self._ask(request, exclude, started)
             if answered.context is None:
                 degraded = "features: not readable"
-        except (TooLate, TimeoutError):
+        except TooLate:
             degraded = "deadline: the model was not ready in time"
         except CacheGone:
             degraded = "cache: Redis does not answer"
@@ -152,9 +152,17 @@ class Recommender:
     async def _ask(self, request: Request, exclude: frozenset[int], started: float) -> Answered:
         budget_s = (request.deadline_ms or self._deadline_ms) / 1000 - MARGIN_S
         ask = Ask(request.user_id, request.scene, request.count, exclude, self.feeds.seen(request.user_id))
-        future = self._batcher.submit(ask, started + budget_s)
-        async with asyncio.timeout(max(0.0, budget_s - (time.monotonic() - started))):
-            return await asyncio.wrap_future(future)
+        future = asyncio.wrap_future(self._batcher.submit(ask, started + budget_s))
+        done, _ = await asyncio.wait([future], timeout=max(0.0, budget_s - (time.monotonic() - started)))
+        if done:
+            return future.result()
+        # A feed that comes after all is the person's next fallback: it was made for them and they have not seen it.
+        future.add_done_callback(lambda late: self._keep_late(request.user_id, late))
+        raise TooLate("the model was not ready in time")
+
+    def _keep_late(self, user_id: int, future: asyncio.Future[Answered]) -> None:
+        if not future.cancelled() and future.exception() is None:
+            self.feeds.keep_late(user_id, (slot.video for slot in future.result().feed.slots))
 
     def _fall_back(self, request: Request, exclude: frozenset[int]) -> list[Slot]:
         codebook = self._codebook()
@@ -163,11 +171,12 @@ class Recommender:
         shelf = codebook.shelf
         popular = (shelf.video(item) for item in self._popularity.top(request.scene, time.time()))
         return fallback(
-            (video for video in self.feeds.last_good(request.user_id) if shelf.video(video.item_id) is not None),
-            (video for video in popular if video is not None),
+            [video for video in self.feeds.last_good(request.user_id) if shelf.video(video.item_id) is not None],
+            [video for video in popular if video is not None],
             shelf.items(),
             count=request.count,
             exclude=exclude,
+            seen=frozenset(self.feeds.seen(request.user_id)),
             chance=self._chance,
         )
 

@@ -133,12 +133,15 @@ def test_before_the_first_model_the_feed_is_degraded_and_says_so(tmp_path):
     assert {one.mode for one in impressions(world)} == {"degraded"}
 
 
-def test_without_redis_the_last_good_feed_is_served_until_it_is_back(http, world):
-    good = {item["item_id"] for item in ask(http).json()["items"]}
+def test_without_redis_the_feed_comes_from_memory_until_it_is_back(http, world):
+    world.features.known[5] = []
+    good = [item["item_id"] for item in ask(http).json()["items"]]
     world.cache.gone = True
     answer = ask(http).json()
     assert answer["degraded"].startswith("cache")
-    assert {item["item_id"] for item in answer["items"]} == good
+    assert not {item["item_id"] for item in answer["items"]} & set(good)
+    everything = [item["item_id"] for item in ask(http, count=100).json()["items"]]
+    assert set(everything) == set(world.bundle.item_ids.tolist())
     world.cache.gone = False
     assert ask(http).json()["mode"] == "normal"
 
@@ -158,6 +161,19 @@ def test_a_model_that_is_late_is_not_waited_for(http, world):
     assert time.monotonic() - started < 0.9
     assert answer["degraded"].startswith("deadline")
     assert len(answer["items"]) == 10
+
+
+def test_a_feed_that_came_too_late_is_what_the_person_falls_back_to(http, world):
+    world.policy.slow_s = 0.2
+    ask(http, deadline_ms=60)
+    deadline = time.monotonic() + 10
+    while not world.recommender.feeds.last_good(5) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    late = [video.item_id for video in world.recommender.feeds.last_good(5)]
+    answer = ask(http, deadline_ms=20).json()
+    assert answer["degraded"].startswith("deadline")
+    assert set(late) & {item["item_id"] for item in answer["items"]}
+    assert "last_good" in {one.pipeline for one in impressions(world)}
 
 
 def test_a_model_that_fails_is_rolled_back_and_nobody_notices_but_the_answer(http, world):

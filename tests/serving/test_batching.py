@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.batching import NARROWEST, Batcher, CostEstimate, Stopped, TooLate, beam_width
+from serving.batching import NARROWEST, Batcher, CostEstimate, Stopped, TooLate, beam_width, rows_in_time
 
 
 def soon(seconds: float = 20.0) -> float:
@@ -29,6 +29,32 @@ def test_the_beam_is_full_without_load_and_narrows_until_its_cost_fits():
 def test_the_beam_never_gets_wider_by_more_load(widest, rows, slack_s):
     cost = CostEstimate()
     assert beam_width(widest, rows + 1, slack_s, cost) <= beam_width(widest, rows, slack_s, cost) <= widest
+
+
+def test_a_batch_has_as_many_rows_as_can_be_answered_in_time_and_at_least_one():
+    def cost(rows: int, width: int) -> float:
+        return 0.010 * rows
+
+    assert rows_in_time([0.1, 0.1, 0.1], 16, cost) == 3
+    assert rows_in_time([0.1, 0.03, 0.02, 0.02], 16, cost) == 2
+    assert rows_in_time([0.1] * 9, 4, cost) == 4
+    assert rows_in_time([0.001, 0.001], 16, cost) == 1
+
+
+def test_under_overload_the_newest_requests_are_answered_and_the_oldest_are_told_at_once():
+    def answer(asks, width):
+        time.sleep(0.05)
+        return list(asks)
+
+    batcher = Batcher(answer, widest=16, max_batch=4)
+    batcher.start()
+    for _ in range(60):  # learn what a batch costs
+        batcher.submit(0, soon()).result(10)
+    futures = [batcher.submit(number, time.monotonic() + 0.12) for number in range(40)]
+    late = sum(isinstance(future.exception(10), TooLate) for future in futures)
+    batcher.stop()
+    assert 0 < late < 40
+    assert futures[-1].exception() is None
 
 
 def test_the_cost_estimate_follows_what_batches_take():

@@ -115,8 +115,22 @@ def test_people_served_longest_ago_are_forgotten():
     assert feeds.users(5) == [3, 2]
 
 
+def test_a_good_feed_that_came_too_late_is_kept_but_not_taken_for_seen():
+    feeds = RecentFeeds()
+    feeds.keep(7, [video(1, (0,))], good=False)
+    feeds.keep_late(7, [video(2, (0,))])
+    assert feeds.last_good(7) == (video(2, (0,)),)
+    assert feeds.seen(7) == (1,)
+
+
 def test_a_fallback_takes_the_last_good_feed_then_what_is_popular_then_anything():
     good, popular, anything = video(1, (0,)), video(2, (0,)), [video(item, (0,)) for item in (1, 2, 3, 4)]
-    slots = fallback([good], [popular, good], anything, count=3, exclude={4}, chance=random.Random(1))
+    slots = fallback([good], [popular, good], anything, count=3, exclude={4}, seen=(), chance=random.Random(1))
     assert [(slot.video.item_id, slot.pipeline) for slot in slots] == [(1, "last_good"), (2, "popular"), (3, "random")]
     assert all(slot.case is None and slot.log_prob is None for slot in slots)
+
+
+def test_a_fallback_repeats_what_was_seen_only_when_nothing_else_is_left():
+    videos = [video(item, (0,)) for item in (1, 2, 3)]
+    slots = fallback(videos[:1], videos[1:2], videos, count=3, exclude=(), seen={1, 2}, chance=random.Random(1))
+    assert [(slot.video.item_id, slot.pipeline) for slot in slots] == [(3, "random"), (1, "last_good"), (2, "popular")]
