@@ -15,6 +15,9 @@ from jobs.local import kafka, redis
 from jobs.process import model_store, read_ready
 from jobs.settings import ConfigError, Settings
 
+CHECK_S = 3.0  # a server that shares two cores with everything else may take its time to answer
+JOB_GRACE_S = 40.0  # a Flink job that is told to stop while its mini cluster still starts hears it only afterwards
+
 
 def always() -> bool:
     return True
@@ -75,7 +78,7 @@ def system(settings: Settings, home: Path, addresses: Addresses, config: Path | 
             Part(
                 "broker",
                 broker.command(),
-                healthy=lambda: kafka.healthy(client),
+                healthy=lambda: kafka.healthy(client, CHECK_S),
                 prepare=broker.prepare,
                 environment=broker.environment(),
                 clean_exits=(0, 143),
@@ -83,7 +86,7 @@ def system(settings: Settings, home: Path, addresses: Addresses, config: Path | 
         )
     if settings.redis.url is None:
         server = redis.Server(home / "redis", addresses.redis)
-        parts.append(Part("redis", server.command(), healthy=lambda: redis.healthy(server.url), prepare=server.prepare))
+        parts.append(Part("redis", server.command(), healthy=lambda: redis.healthy(server.url, CHECK_S), prepare=server.prepare))
 
     def ours(name: str, *arguments: str, needs: Sequence[str], **options: Any) -> Part:
         options.setdefault("healthy", lambda: bool(read_ready(home, name)))
@@ -96,8 +99,16 @@ def system(settings: Settings, home: Path, addresses: Addresses, config: Path | 
         ours("feature-repo", "features", "apply", needs=["redis"], once=True),
         ours("topics", "topics", "create", needs=["broker", "feature-repo"], once=True),  # one topic for each applied view
         ours("sids", "sids", "build", needs=[], once=True, finished=lambda: has_bundle(model_store(settings, home))),
-        ours("flink-samples", "samples", "run", needs=["topics"], group="flink", healthy=job_runs("flink-samples")),
-        ours("flink-features", "features", "run", needs=["topics", "feature-repo"], group="flink", healthy=job_runs("flink-features")),
+        ours("flink-samples", "samples", "run", needs=["topics"], group="flink", healthy=job_runs("flink-samples"), grace_s=JOB_GRACE_S),
+        ours(
+            "flink-features",
+            "features",
+            "run",
+            needs=["topics", "feature-repo"],
+            group="flink",
+            healthy=job_runs("flink-features"),
+            grace_s=JOB_GRACE_S,
+        ),
         ours("inspector", "inspect", needs=["topics"], group="flink"),
         ours("writer", "features", "write", needs=["topics", "redis", "feature-repo"], group="flink"),
         ours("trainer", "train", needs=["topics", "sids"]),
