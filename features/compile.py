@@ -63,7 +63,7 @@ def milliseconds(time: str) -> str:
 
 def once() -> str:
     """Usable events, each `event_id` once: the first copy by row time, of equal ones the first in its partition."""
-    return f"""CREATE TEMPORARY VIEW once AS
+    return f"""\
 SELECT topic, user_id, item_id, impression_id, COALESCE(impression_ts, ts) AS shown_ts, ts, kind, play_ms, duration_ms, `value`, rt
 FROM (
     SELECT *, MIN(place) OVER (PARTITION BY event_id ORDER BY rt
@@ -79,7 +79,7 @@ FROM (
 def happened(attribution_s: float) -> str:
     """What happened to a user and an item: the columns that features are made of."""
     columns = ",\n    ".join(f"CAST({source} AS {kind_of(name)}) AS {quoted(name)}" for name, source in COLUMNS.items())
-    return f"""CREATE TEMPORARY VIEW happened AS
+    return f"""\
 SELECT user_id, shown_item AS item_id, rt,
     {columns},
     CASE WHEN topic IN ({text(topics.ENGAGEMENTS)}, {text(topics.WATCHES)}) THEN {interaction()} END AS {INTERACTION}
@@ -225,9 +225,9 @@ def insert(view: View, history: int) -> str:
     return f"INSERT INTO {sink_name(view)}\n{query(view, history)}"
 
 
-def shared(attribution_s: float) -> list[str]:
-    """What all views have in common, as CREATE VIEW statements over the table `event`."""
-    return [once(), happened(attribution_s)]
+def shared(attribution_s: float) -> dict[str, str]:
+    """What all views have in common, as named queries, each over the one before and over the table `event`."""
+    return {"once": once(), "happened": happened(attribution_s)}
 
 
 def define(
@@ -241,10 +241,12 @@ def define(
         history: entries of a listing.
         attribution_s: how long after its impression a label counts.
     """
-    # The statements share `once` and `happened`; without this, each would compute them for itself.
-    environment.get_config().set("table.optimizer.reuse-optimize-block-with-digest-enabled", "true")
-    for statement in (event, *shared(attribution_s), *sinks):
-        environment.execute_sql(statement)
+    environment.execute_sql(event)
+    for name, common in shared(attribution_s).items():
+        # Registered as a plan, not as text: the views above share it instead of planning and computing it once each.
+        environment.create_temporary_view(name, environment.sql_query(common))
+    for sink in sinks:
+        environment.execute_sql(sink)
     statements = environment.create_statement_set()
     for view in views:
         statements.add_insert_sql(insert(view, history))

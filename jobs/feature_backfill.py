@@ -58,17 +58,23 @@ def compute(log: Path, views: Sequence[View], settings: Settings, work: Path, st
         exactly_once=False,
         options={"restart-strategy.type": "none", "execution.checkpointing.unaligned.enabled": "false"},
     )
-    session = environment.table_environment(cluster)
     output = work / "values"
-    statements = compiler.define(
-        session.tables,
-        backfill.event_table(ordered, settings.features.disorder_s, settings.samples.attribution_window_s),
-        [backfill.file_sink(view, output) for view in views],
-        views,
-        history=settings.features.history,
-        attribution_s=settings.samples.attribution_window_s,
-    )
-    job = environment.submit(session, statements)
+
+    def define() -> environment.Job:
+        session = environment.table_environment(cluster)
+        statements = compiler.define(
+            session.tables,
+            backfill.event_table(ordered, settings.features.disorder_s, settings.samples.attribution_window_s),
+            [backfill.file_sink(view, output) for view in views],
+            views,
+            history=settings.features.history,
+            attribution_s=settings.samples.attribution_window_s,
+        )
+        return environment.submit(session, statements)
+
+    job = environment.start(define, stop)
+    if job is None:
+        raise BackfillFailed("stopped")
     while (state := job.state()) != "FINISHED":
         if state in environment.TERMINAL:
             raise BackfillFailed(f"Flink job {job.job_id} is {state}: {job.reason()}")

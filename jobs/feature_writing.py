@@ -97,7 +97,14 @@ class WriterProcess:
         if writer is None:
             return
         # A static member takes its partitions over at once, also from a predecessor that was killed.
-        consumer = kafka.consumer(self._ends.kafka, GROUP, [], group_instance_id=f"{GROUP}-0", fetch_wait_max_ms=20)
+        consumer = kafka.consumer(
+            self._ends.kafka,
+            GROUP,
+            [],
+            group_instance_id=f"{GROUP}-0",
+            fetch_wait_max_ms=20,
+            topic_metadata_refresh_interval_ms=5000,  # the topic of a new view may come after us
+        )
         consumer.subscribe(list(self._layouts), on_assign=lambda reader, partitions: self._resume(reader, partitions, writer))
         try:
             while not self._stop.is_set():

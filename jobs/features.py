@@ -20,6 +20,7 @@ from jobs.feature_writing import WriterProcess
 from jobs.local import jars, java
 from jobs.process import Endpoints, Stop, feature_repo, flush_and_exit, log_to_stderr, ready, run
 from jobs.settings import ConfigError, Settings
+from streaming import topics
 from streaming.flink import environment
 
 NAME = "flink-features"
@@ -91,7 +92,8 @@ def apply(config: Path | None, definitions: Path | None) -> None:
 def statements(views: list[View], settings: Settings) -> str:
     """The SQL of the job without its tables: what decides the values."""
     shared = compiler.shared(settings.samples.attribution_window_s)
-    return ";\n\n".join([*shared, *(compiler.insert(view, settings.features.history) for view in views)]) + ";\n"
+    common = (f"CREATE TEMPORARY VIEW {name} AS\n{query}" for name, query in shared.items())
+    return ";\n\n".join([*common, *(compiler.insert(view, settings.features.history) for view in views)]) + ";\n"
 
 
 @command.command()
@@ -152,6 +154,7 @@ def run_job(config: Path | None, fresh: bool) -> None:
 def main(settings: Settings, ends: Endpoints, stop: Stop, fresh: bool = False) -> None:
     """Start the job, say so when it runs, and wait."""
     views = views_of(ends.home)
+    create_topics(ends, settings, views)
     work = folder(ends.home)
     sql = statements(views, settings)
     if fresh or changed(work / "job.sql", sql):
@@ -165,20 +168,34 @@ def main(settings: Settings, ends: Endpoints, stop: Stop, fresh: bool = False) -
         checkpoint_ms=max(settings.flink.checkpoint_ms, LEAST_CHECKPOINT_MS),
         exactly_once=False,
     )
-    session = environment.table_environment(cluster)
-    set_ = compiler.define(
-        session.tables,
-        compiler.event_table(ends.kafka, settings.features.disorder_s, settings.samples.attribution_window_s),
-        [compiler.kafka_sink(ends.kafka, view) for view in views],
-        views,
-        history=settings.features.history,
-        attribution_s=settings.samples.attribution_window_s,
-    )
-    job = environment.submit(session, set_)
+
+    def define() -> environment.Job:
+        session = environment.table_environment(cluster)
+        statement_set = compiler.define(
+            session.tables,
+            compiler.event_table(ends.kafka, settings.features.disorder_s, settings.samples.attribution_window_s),
+            [compiler.kafka_sink(ends.kafka, view) for view in views],
+            views,
+            history=settings.features.history,
+            attribution_s=settings.samples.attribution_window_s,
+        )
+        return environment.submit(session, statement_set)
+
+    job = environment.start(define, stop)
+    if job is None:
+        return
     repository.replace(work / "job.sql", sql)
     if job.wait_running(stop):
-        ready(ends.home, NAME, rest=session.rest, job=job.job_id, at=time.time())
+        ready(ends.home, NAME, rest=job.session.rest, job=job.job_id)
     job.wait(stop)
+
+
+def create_topics(ends: Endpoints, settings: Settings, views: list[View]) -> None:
+    """Create the topics of views that were registered after the others."""
+    names = [view.name for view in views]
+    kafka = settings.kafka
+    specs = topics.specs(partitions=kafka.partitions, retention_ms=kafka.retention_ms, retention_bytes=kafka.retention_bytes, views=names)
+    topics.create(ends.kafka, [spec for spec in specs if spec.name in map(topics.feature_topic, names)])
 
 
 def changed(path: Path, sql: str) -> bool:
