@@ -115,7 +115,7 @@ class Prequential:
         return {name: (self._found.get(name, 0) + sum(self.open.recall.get(name, []))) / asked for name in sorted(names)} if asked else {}
 
     def state(self) -> dict[str, Any]:
-        return {"open": asdict(self.open), "closed": self.closed, "found": self._found, "asked": self._asked}
+        return {"open": asdict(self.open), "closed": list(self.closed), "found": dict(self._found), "asked": self._asked}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self.open = Scored(**state["open"])

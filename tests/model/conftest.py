@@ -32,6 +32,9 @@ class SmallWorld:
         found = []
         for index in range(count):
             user, item, ts = int(rng.integers(USERS)), int(rng.integers(ITEMS)), START_MS + index * 1000
+            if rng.random() < 0.5:
+                item -= (item - user) % CODES[0]  # half of what is shown suits
+            item %= ITEMS
             liked = int(self.sids[item, 0]) == user % CODES[0]
             play_ms = 20_000 if liked else 500
             found.append(

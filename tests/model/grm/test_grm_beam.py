@@ -16,7 +16,10 @@ EVERY_SID = list(itertools.product(*(range(size) for size in CODES)))
 
 
 def people(count: int) -> list[Query]:
-    return [Query(user, START_MS, Context([HistoryEntry(user * 3 + n, START_MS - n * 5000, 4000) for n in range(user)])) for user in range(count)]
+    return [
+        Query(user, START_MS, Context([HistoryEntry(user * 3 + n, START_MS - n * 5000, 4000) for n in range(user)]))
+        for user in range(count)
+    ]
 
 
 @pytest.fixture

@@ -77,7 +77,8 @@ def plain_decoder(decoder: Decoder, context: Context, codes: list[int], row: int
                 heads.append(attend(query, keys, values))
             after_self.append(state + block.self.out.weight @ torch.cat(heads))
         states = [
-            state + block.ffn.out.weight @ torch.clamp(block.ffn.inner.weight @ rms(state, block.ffn_norm), min=0) ** 2 for state in after_self
+            state + block.ffn.out.weight @ torch.clamp(block.ffn.inner.weight @ rms(state, block.ffn_norm), min=0) ** 2
+            for state in after_self
         ]
     return states
 
@@ -130,7 +131,9 @@ def test_gradients_are_those_of_finite_differences() -> None:
 
     def loss(*values: torch.Tensor) -> torch.Tensor:
         with torch.nn.utils.parametrize.cached():
-            return torch.func.functional_call(Loss(decoder), {f"decoder.{n}": v for n, v in zip(names, values, strict=True)}, (context, targets, weight))
+            return torch.func.functional_call(
+                Loss(decoder), {f"decoder.{n}": v for n, v in zip(names, values, strict=True)}, (context, targets, weight)
+            )
 
     assert torch.autograd.gradcheck(loss, tuple(parameter for _, parameter in decoder.named_parameters()), fast_mode=True)
 

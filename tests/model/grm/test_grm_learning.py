@@ -42,7 +42,9 @@ def test_making_a_model_leaves_the_random_numbers_of_others_alone() -> None:
 
 def test_only_rows_that_were_read_change(model: Grm, world: SmallWorld) -> None:
     before = {name: table.clone() for name, table in model.tables().items()}
-    batch = collate([Query(1, START_MS, Context([HistoryEntry(4, START_MS - 9, 50)]))], world.vocabulary, model.config).with_targets([[1, 2, 3]])
+    batch = collate([Query(1, START_MS, Context([HistoryEntry(4, START_MS - 9, 50)]))], world.vocabulary, model.config).with_targets(
+        [[1, 2, 3]]
+    )
     model.loss(batch, torch.ones(1)).backward()
     read = {name: jagged.values().tolist() for name, jagged in batch.features.to_dict().items()}
     for name in ("user", "item"):
@@ -69,7 +71,9 @@ def test_the_reference_preset_learns_from_a_tiny_batch(world: SmallWorld) -> Non
     config = preset("reference", PRESETS["reference"].codes[:3], user_rows=256, item_rows=256, prefix_rows=256)
     model = Grm(config)
     assert (config.layers, config.d_model, config.heads, config.ffn, config.codes[0]) == (7, 768, 12, 3072, 8192)
-    batch = collate([Query(1, START_MS, Context([HistoryEntry(4, START_MS - 9, 50)]))], world.vocabulary, config).with_targets([[8191, 2, 3]])
+    batch = collate([Query(1, START_MS, Context([HistoryEntry(4, START_MS - 9, 50)]))], world.vocabulary, config).with_targets(
+        [[8191, 2, 3]]
+    )
     before = model.loss(batch, torch.ones(1))
     before.backward()
     with torch.no_grad():
