@@ -5,28 +5,31 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 import click
 import msgspec
-from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from jobs.process import Endpoints, Stop, ready, run, write_json
 from jobs.report import read_json
 from jobs.settings import Settings
 from streaming import topics
 from streaming.heartbeat import EVERY_MS, LIVE_MS, Heartbeats, partitions
-from streaming.inspector import Counters, Rejected, dead_letter, reason_of, verdict
+from streaming.inspector import NOT_USABLE, Counters, Rejected, dead_letter, fault_of, reason_of, verdict
 from streaming.kafka import Client, consumer, producer
 from streaming.records import DeadLetter, encode
 
 GROUP: Final = "inspector"
 BATCH: Final = 5_000
 QUIET_S: Final = 2.0  # offsets without dead letters are committed this often
-REMEMBERED: Final = 10_000  # places of recent dead letters: an array of several faulty rows is rejected once for each
+REMEMBERED: Final = 100_000  # places of recent dead letters: an array of several faulty rows is rejected once for each
+SUSPECTS_BYTES: Final = 32 * 2**20  # faulty bodies kept until Flink's verdict comes; others are fetched again
+
+Place = tuple[str, int, int]  # topic, partition, offset
 
 log = logging.getLogger("sidstream.inspector")
 
@@ -37,8 +40,8 @@ class Bytes:
     def __init__(self, client: Client) -> None:
         self._reader: Consumer = consumer(client, f"{GROUP}-bytes", [])
 
-    def fetch(self, topic: str, partition: int, offset: int) -> Message | None:
-        """The record, or None where it is no longer kept."""
+    def fetch(self, topic: str, partition: int, offset: int) -> tuple[bytes | None, int] | None:
+        """Body and record time, or None where the record is no longer kept."""
         low, high = self._reader.get_watermark_offsets(TopicPartition(topic, partition), timeout=10)
         if not low <= offset < high:
             return None
@@ -46,8 +49,29 @@ class Bytes:
         for _ in range(20):
             message = self._reader.poll(0.5)
             if message is not None and message.error() is None:
-                return message if message.offset() == offset else None
+                return (message.value(), message.timestamp()[1]) if message.offset() == offset else None
         raise TimeoutError(f"{topic}-{partition} offset {offset} was not delivered within 10 s")
+
+
+class Suspects:
+    """Bodies that look faulty, kept for the verdict that Flink will send in a moment, so that they need not be fetched one by one."""
+
+    def __init__(self, limit: int = SUSPECTS_BYTES) -> None:
+        self._bodies: OrderedDict[Place, tuple[bytes, int]] = OrderedDict()
+        self._size, self._limit = 0, limit
+
+    def keep(self, place: Place, body: bytes, appended: int) -> None:
+        self._bodies[place] = (body, appended)
+        self._size += len(body)
+        while self._size > self._limit:
+            _, (oldest, _) = self._bodies.popitem(last=False)
+            self._size -= len(oldest)
+
+    def take(self, place: Place) -> tuple[bytes, int] | None:
+        found = self._bodies.pop(place, None)
+        if found is not None:
+            self._size -= len(found[0])
+        return found
 
 
 class LiveClock(threading.Thread):
@@ -77,6 +101,24 @@ class LiveClock(threading.Thread):
         self._producer.flush(5)
 
 
+def buried(client: Client) -> Iterator[DeadLetter]:
+    """Dead letters of the event topics that were written until now."""
+    reader = consumer(client, f"{GROUP}-buried", [], enable_partition_eof=True)
+    parts = reader.list_topics(topics.DEAD_LETTERS, timeout=10).topics[topics.DEAD_LETTERS].partitions
+    reader.assign([TopicPartition(topics.DEAD_LETTERS, number, OFFSET_BEGINNING) for number in parts])
+    decoder, left = msgspec.json.Decoder(DeadLetter), len(parts)
+    while left:
+        for message in reader.consume(BATCH, 1.0):
+            error = message.error()
+            if error is not None:
+                left -= error.code() == KafkaError._PARTITION_EOF
+                continue
+            letter = decoder.decode(message.value() or b"")
+            if letter.topic in topics.EVENT_TOPICS:
+                yield letter
+    reader.close()
+
+
 class Inspection:
     """Consume, judge, write: dead letters and the offsets they answer for are one transaction, so each record is buried once."""
 
@@ -84,13 +126,18 @@ class Inspection:
         self._state = ends.home / "run" / "inspector.json"
         saved = read_json(self._state)
         self.counters = Counters.from_dict(saved.get("counters", {}))
-        self._reader = consumer(ends.kafka, GROUP, [*topics.EVENT_TOPICS, topics.REJECTS])
+        # A fixed member: after a kill the next process takes its place at once instead of waiting for its session to end.
+        self._reader = consumer(ends.kafka, GROUP, [*topics.EVENT_TOPICS, topics.REJECTS], group_instance_id=GROUP)
         self._writer = producer(ends.kafka, transactional_id=f"sidstream-{GROUP}")
         self._writer.init_transactions(30)
         self._bytes = Bytes(ends.kafka)
         self.clock = LiveClock(ends.kafka, stop, bool(saved.get("live")))
         self._rejected = msgspec.json.Decoder(Rejected)
-        self._recent: deque[tuple[str, int, int]] = deque(maxlen=REMEMBERED)
+        self._suspects = Suspects()
+        self._buried: OrderedDict[Place, None] = OrderedDict()
+        self.counters.dead_letters.clear()
+        for letter in buried(ends.kafka):
+            self._remember(letter)
         self._committed_at = time.monotonic()
         self._uncommitted: dict[tuple[str, int], int] = {}
 
@@ -102,22 +149,29 @@ class Inspection:
             return self._complete(self._rejected.decode(body or b"{}"))
         what = verdict(body)
         self.counters.saw(topic, partition, offset, what)
+        if what == "invisible":
+            return dead_letter(topic, partition, offset, reason_of(topic, body, appended), body)
         if what == "row":
             self.clock.saw(appended)
-        return dead_letter(topic, partition, offset, reason_of(topic, body, appended), body) if what == "invisible" else None
+            if body and fault_of(topic, body) is not None:
+                self._suspects.keep((topic, partition, offset), body, appended)
+        return None
 
     def _complete(self, rejected: Rejected) -> DeadLetter | None:
         place = (rejected.topic, rejected.partition, rejected.offset)
-        if place in self._recent:
+        if place in self._buried:
             return None
-        self._recent.append(place)
-        message = self._bytes.fetch(*place)
-        if message is None:
+        body, appended = self._suspects.take(place) or self._bytes.fetch(*place) or (None, 0)
+        if body is None:
             return dead_letter(*place, f"{rejected.reason}; its bytes are no longer kept", None)
-        reason = rejected.reason
-        if reason.startswith("not a usable"):
-            reason = reason_of(rejected.topic, message.value(), message.timestamp()[1])
-        return dead_letter(*place, reason, message.value())
+        reason = reason_of(rejected.topic, body, appended) if rejected.reason == NOT_USABLE else rejected.reason
+        return dead_letter(*place, reason, body)
+
+    def _remember(self, letter: DeadLetter) -> None:
+        self.counters.buried(letter.topic, letter.partition)
+        self._buried[letter.topic, letter.partition, letter.offset] = None
+        if len(self._buried) > REMEMBERED:
+            self._buried.popitem(last=False)
 
     def step(self, messages: Sequence[Message]) -> None:
         """Judge a batch and commit it."""
@@ -128,11 +182,14 @@ class Inspection:
                 continue
             letter = self.judge(message)
             if letter is not None:
+                self._remember(letter)
                 letters.append(letter)
             self._uncommitted[message.topic() or "", message.partition() or 0] = (message.offset() or 0) + 1
         if letters:
+            self.save()  # what was counted is not counted again if this process ends between the two
             self._bury(letters)
         elif self._uncommitted and time.monotonic() - self._committed_at > QUIET_S:
+            self.save()
             self._reader.commit(offsets=self._offsets(), asynchronous=False)
             self._settled()
 
@@ -142,8 +199,6 @@ class Inspection:
             self._writer.produce(topics.DEAD_LETTERS, encode(letter), f"{letter.topic}-{letter.partition}-{letter.offset}")
         self._writer.send_offsets_to_transaction(self._offsets(), self._reader.consumer_group_metadata(), 30)
         self._writer.commit_transaction(30)
-        for letter in letters:
-            self.counters.buried(letter.topic, letter.partition)
         self._settled()
 
     def _offsets(self) -> list[TopicPartition]:

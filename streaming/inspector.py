@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import codecs
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -20,13 +21,14 @@ from streaming import records, topics
 from streaming.records import DeadLetter, RecordError
 
 Verdict = Literal["row", "heartbeat", "invisible"]
+NOT_USABLE: Final = "not a usable record"  # Flink's verdict on what breaks its schema; the inspector finds out how
 HEARTBEAT_MARK: Final = b'"heartbeat/1"'
-BOMS: Final = (
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
+MARKS: Final = (
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+    (codecs.BOM_UTF8, "utf-8"),
 )
 
 
@@ -39,11 +41,32 @@ class Rejected(msgspec.Struct, frozen=True):
     reason: str
 
 
+# What Flink's Jackson refuses beyond the grammar of JSON (its StreamReadConstraints).
+MAX_DEPTH: Final = 1_000
+MAX_NUMBER: Final = 1_000
+MAX_NAME: Final = 50_000
+_long_number = re.compile(rb"[0-9]{%d}" % MAX_NUMBER)
+# Jackson checks that a character has the bytes that its first byte announces, not which character it is.
+_utf8 = re.compile(rb"(?:[\x00-\x7f]|[\xc0-\xdf][\x80-\xbf]|[\xe0-\xef][\x80-\xbf]{2}|[\xf0-\xf7][\x80-\xbf]{3})*")
+
+
+def _number(digits: str) -> int:
+    if sum(map(str.isdigit, digits)) > MAX_NUMBER:
+        raise ValueError("number too long")
+    return 0
+
+
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-_reader = json.JSONDecoder(strict=False, parse_constant=_no_constant)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if any(len(name) > MAX_NAME for name, _ in pairs):
+        raise ValueError("name too long")
+    return dict(pairs)
+
+
+_reader = json.JSONDecoder(strict=False, parse_constant=_no_constant, parse_int=_number, parse_float=_number, object_pairs_hook=_object)
 _strict = msgspec.json.Decoder()
 
 
@@ -51,45 +74,85 @@ def verdict(body: bytes | None) -> Verdict:
     """What Flink's JSON format makes of a body.
 
     It reads with Jackson's tree: the first JSON value counts and what follows is ignored, control characters in strings are allowed,
-    UTF-16 and UTF-32 are recognised, an array gives a row for each of its objects, and only rows exist afterwards.
+    UTF-16 and UTF-32 are recognised, an array gives rows until an element is no object, and only rows exist afterwards.
     """
     if not body:
         return "invisible"
     if HEARTBEAT_MARK in body and _is_heartbeat(body):
         return "heartbeat"
-    try:
-        value = _strict.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    if len(body) > MAX_NAME or body.count(b"[") + body.count(b"{") > MAX_DEPTH // 2 or _long_number.search(body):
         value = _lenient(body)
-    if isinstance(value, dict):
-        return "row"
-    return "row" if isinstance(value, list) and any(isinstance(item, dict) for item in value) else "invisible"
+    else:
+        try:
+            value = _strict.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            value = _lenient(body)
+    if isinstance(value, list):
+        value = next((item for item in value if item is not None), None)
+    return "row" if isinstance(value, dict) else "invisible"
 
 
 def _is_heartbeat(body: bytes) -> bool:
     try:
         return isinstance(records.decode(topics.IMPRESSIONS, body), records.Heartbeat)
-    except (RecordError, UnicodeDecodeError):
+    except RecordError:
         return False
 
 
 def _lenient(body: bytes) -> Any:
-    encoding = next((name for mark, name in BOMS if body.startswith(mark)), "utf-8")
+    """The first JSON value of a body as Jackson finds it, its strings and numbers left unread; None where it finds none."""
+    encoding, mark = next(((name, mark) for mark, name in MARKS if body.startswith(mark)), (json.detect_encoding(body[:4]), b""))
+    body = body[len(mark) :]
+    eight_bit = encoding.startswith("utf-8")
+    text = body.decode("latin-1") if eight_bit else body.decode(encoding, "replace")
+    text = text.lstrip(" \t\r\n")
+    if _depth(text) > MAX_DEPTH:
+        return None
     try:
-        return _reader.raw_decode(body.decode(encoding).lstrip(" \t\r\n"))[0]
+        value, end = _reader.raw_decode(text)
     except (ValueError, RecursionError):
         return None
+    if eight_bit and not _utf8.fullmatch(text[:end].encode("latin-1")):
+        return None
+    return value
 
 
-def reason_of(topic: str, body: bytes | None, appended_ms: int) -> str:
-    """Why a record cannot be used, for a person."""
+def _depth(text: str) -> int:
+    """Deepest nesting of brackets outside strings."""
+    deepest = depth = 0
+    for token in re.finditer(r'"(?:[^"\\]|\\.)*"?|[\[{]|[\]}]', text, re.DOTALL):
+        first = token.group()[0]
+        if first in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif first in "]}":
+            depth -= 1
+            if depth <= 0:
+                break
+    return deepest
+
+
+def fault_of(topic: str, body: bytes | None) -> str | None:
+    """Why a record cannot be used, as far as its own bytes tell; None if they do not."""
     if not body:
         return "empty: a record needs a JSON object"
     try:
-        event = records.decode(topic, body)
-    except (RecordError, UnicodeDecodeError) as error:
+        records.decode(topic, body)
+    except RecordError as error:
         return str(error)
-    return f"implausible time: ts is {iso(event.ts)}, the broker took it at {iso(appended_ms)}"
+    return None
+
+
+def reason_of(topic: str, body: bytes | None, appended_ms: int) -> str:
+    """Why a record that was refused cannot be used, for a person."""
+    fault = fault_of(topic, body)
+    if fault is not None:
+        return fault
+    event = records.decode(topic, body or b"")
+    head = f"{type(event).__name__} {event.event_id[:8]}…: "
+    if isinstance(event, records.Label) and abs(event.ts - event.impression_ts) > abs(event.ts - appended_ms):
+        return f"{head}implausible time: impression_ts is {iso(event.impression_ts)}, ts {iso(event.ts)}"
+    return f"{head}implausible time: ts is {iso(event.ts)}, the broker took it at {iso(appended_ms)}"
 
 
 def iso(millis: int) -> str:

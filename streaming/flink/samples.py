@@ -24,6 +24,7 @@ from streaming import records, topics
 from streaming.flink import tables
 from streaming.flink.columns import columns, quoted, row_type, text
 from streaming.flink.tables import interval
+from streaming.inspector import NOT_USABLE
 
 if TYPE_CHECKING:
     from pyflink.table import StatementSet, TableEnvironment
@@ -230,7 +231,7 @@ def insert_rejects(windows: Windows) -> str:
     """
     position = "topic, kafka_partition, kafka_offset"
     return f"""INSERT INTO rejects
-SELECT {position}, 'not a usable record' FROM checked WHERE is_faulty
+SELECT {position}, {text(NOT_USABLE)} FROM checked WHERE is_faulty
 UNION ALL
 SELECT {position}, 'read after the attribution window of its impression' FROM routed WHERE expired
 UNION ALL
