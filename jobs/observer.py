@@ -126,6 +126,7 @@ class Observer:
         self._features: list[tuple[int, float, float]] = []  # known-at time, wall of receipt, wall of reading
         self.peak_bytes = 0
         self.initial_samples = 0
+        self.last_sample = 0.0  # wall-clock seconds at which the last sample of any kind was received
         self.impressions = 0
         reader = consumer(client, "observer-shape", [])
         self.clock = Clock(sum(len(reader.list_topics(t, timeout=10).topics[t].partitions) for t in topics.EVENT_TOPICS))
@@ -179,6 +180,7 @@ class Observer:
 
         def handle(message: Message, wall: float) -> None:
             sample = decoder.decode(message.value() or b"{}")
+            self.last_sample = wall
             if sample.kind != "initial":
                 return
             partition, offset = message.partition() or 0, message.offset() or 0

@@ -64,13 +64,17 @@ def render(report: Mapping[str, Any]) -> str:
     training, serving, generation = report["training"], report["serving"], report["generation"]
     lines += ["", "Training", _line("samples", f"{training['samples']:,} at {training['samples_per_s'] or 0:,.0f}/s")]
     lines += [_line("versions published", str(training["versions_published"]))]
-    lines += [_line(f"recall@10, samples {w['from']:,}–{w['to']:,}", _share(w.get("recall_at_10"))) for w in training["prequential"]]
+    windows = enumerate(training["prequential"], 1)
+    lines += [_line(f"recall@10, window {n} of {w['samples']:,} samples", _share(w.get("recall_at_10"))) for n, w in windows]
     lines += [_line(f"floor: {name}", _share(value)) for name, value in training["floors"].items()]
     lines += ["", "Serving", _line("requests", f"{serving['requests']:,}, {serving['errors']} errors, {serving['degraded']} degraded")]
     lines += [_line("latency", _spread(serving["latency_ms"], "ms"))]
     lines += [_line(name.replace("_", " "), f"{value:,}") for name, value in serving["cases"].items()]
     made = f"{generation['generated']:,} made of {generation['requested']:,} asked for, {generation['pending']:,} waiting"
-    lines += ["", "Generation", _line("videos", made), "", "Invariants"]
+    lines += ["", "Generation", _line("videos", made)]
+    if report.get("memory"):
+        lines += ["", "Memory", _line("peak, all processes", f"{report['memory']['peak_resident_bytes'] / 2**30:.1f} GiB")]
+    lines += ["", "Invariants"]
     lines += [f"  {'✓' if item['holds'] else '✗ BROKEN'} {item['name']}: {item['detail']}" for item in report["invariants"]]
     return "\n".join(lines)
 

@@ -169,6 +169,12 @@ def test_cases_that_clients_were_not_told_are_found(log):
     assert not audit.cases_add_up(log.events(), {"miss": 1}, 2, logged=True).holds
 
 
+def test_cases_may_differ_by_what_requests_without_an_answer_asked_for_and_no_more(log):
+    log.impression("b", case="miss", pipeline="grm")
+    assert audit.cases_add_up(log.events(), {"miss": 11}, 11, logged=True, unanswered=10).holds
+    assert not audit.cases_add_up(log.events(), {"miss": 12}, 12, logged=True, unanswered=10).holds
+
+
 def test_a_served_sid_outside_its_bundle_is_found(log, tmp_path):
     header = json.dumps(
         {f"{f}.{n}": {"dtype": "F32", "shape": [4, 8], "data_offsets": [0, 0]} for f in ("content", "creative") for n in (0, 1)}
