@@ -10,6 +10,7 @@ import base64
 import codecs
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -106,12 +107,18 @@ def _lenient(body: bytes) -> Any:
     eight_bit = encoding.startswith("utf-8")
     text = body.decode("latin-1") if eight_bit else body.decode(encoding, "replace")
     text = text.lstrip(" \t\r\n")
-    if _depth(text) > MAX_DEPTH:
+    depth = _depth(text)
+    if depth > MAX_DEPTH:
         return None
+    limit = sys.getrecursionlimit()
+    if depth > limit // 4:
+        sys.setrecursionlimit(limit + 2 * MAX_DEPTH)
     try:
         value, end = _reader.raw_decode(text)
-    except (ValueError, RecursionError):
+    except ValueError:
         return None
+    finally:
+        sys.setrecursionlimit(limit)
     if eight_bit and not _utf8.fullmatch(text[:end].encode("latin-1")):
         return None
     return value
