@@ -59,14 +59,15 @@ def test_a_part_starts_after_those_that_it_needs_and_stops_before_them(
 ) -> None:
     supervisor = supervisors()
     order: list[str] = []
-    supervisor.want([fake("second", needs=["first"], healthy=said(home, "second")), fake("first", healthy=said(home, "first"))])
-    supervisor.bring_up(changed=lambda runner: order.append(runner.part.name) if runner.state is State.HEALTHY else None)
-    assert order == ["first", "second"]
+    step = fake("step", "pass", needs=["first"], once=True)
+    supervisor.want([fake("second", needs=["step"], healthy=said(home, "second")), step, fake("first", healthy=said(home, "first"))])
+    supervisor.bring_up(changed=lambda runner: order.append(runner.part.name) if runner.well else None)
+    assert order == ["first", "step", "second"]
     with caplog.at_level("INFO", "sidstream.supervisor"):
         exits = supervisor.stop()
-    stopped = [record.getMessage().split()[0] for record in caplog.records if "event=stopped" in record.getMessage()]
-    assert stopped == ["part=second", "part=first"]
-    assert set(exits) == {"first", "second"}
+    said_so = [record.getMessage().split()[:2] for record in caplog.records if "event=stop" in record.getMessage()]
+    assert said_so == [[f"part={name}", f"event={event}"] for name in ("second", "first") for event in ("stopping", "stopped")]
+    assert exits == {"first": 0, "second": 0, "step": 0}
     assert read_json(home / "run" / "exits.json") == exits
     assert read_json(home / "state.json")["pids"] == {}
 
