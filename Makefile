@@ -42,9 +42,9 @@ $(STAMP): $(LISTS) pyproject.toml jobs/local/jars.lock
 	@echo "setup: installer"
 	@$(BIN)/python -m pip install -qq --retries 1 --disable-pip-version-check -r requirements/installer.txt 2>$(VENV)/setup.log || $(call fail,the package index cannot be reached: check the network or set PIP_INDEX_URL; details in $(VENV)/setup.log)
 	@echo "setup: torch ($(ACCELERATOR)): the largest part, 5 GB on disk unless UV_TORCH_BACKEND=cpu"
-	@$(UV) install --python $(BIN)/python -r requirements/torch.txt $(QUIET) || $(call fail,torch could not be installed: check the network and the free space, then run make again; it resumes)
+	@$(UV) install --python $(BIN)/python -r requirements/torch.txt $(QUIET) || $(call fail,torch could not be installed: check the network and the free space; make again resumes)
 	@echo "setup: everything else"
-	@$(UV) install --python $(BIN)/python --no-deps -r requirements/runtime.txt -r requirements/$(ACCELERATOR).txt -r requirements/dev.txt $(QUIET) || $(call fail,a package could not be installed: check the network and the free space, then run make again; it resumes)
+	@$(UV) install --python $(BIN)/python --no-deps -r requirements/runtime.txt -r requirements/$(ACCELERATOR).txt -r requirements/dev.txt $(QUIET) || $(call fail,a package could not be installed: check the network and the free space; make again resumes)
 	@$(UV) install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@echo "setup: jars of Kafka and of Flink's connectors"
 	@$(BIN)/python -m jobs.local.jars
