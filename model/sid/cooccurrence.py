@@ -6,11 +6,13 @@ and Dagan, 2015) needs one pass over the log and gives a matrix whose factors ar
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 # Popularity is raised to this power before it is divided out; below 1 it keeps rare items from owning the largest PMI.
 SMOOTHING = 0.75
@@ -75,6 +77,8 @@ def factors(pairs: Pairs, items: int, dimensions: int, seed: int) -> npt.NDArray
     Randomised subspace iteration (Halko, Martinsson and Tropp, 2011): a few products with a thin matrix, so never N × N in memory.
     An item without pairs is all zeros.
     """
+    import torch  # here, because whoever only reads a bundle needs none of it: 250 MB and seconds of every generator
+
     starts, right, value = (
         torch.from_numpy(np.searchsorted(pairs.left, np.arange(items))),
         torch.from_numpy(pairs.right),
