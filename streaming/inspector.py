@@ -75,7 +75,7 @@ def verdict(body: bytes | None) -> Verdict:
     """What Flink's JSON format makes of a body.
 
     It reads with Jackson's tree: the first JSON value counts and what follows is ignored, control characters in strings are allowed,
-    UTF-16 and UTF-32 are recognised, an array gives rows until an element is no object, and only rows exist afterwards.
+    UTF-16 and UTF-32 are recognised, an array gives a row for each of its objects.
     """
     if not body:
         return "invisible"
@@ -88,9 +88,8 @@ def verdict(body: bytes | None) -> Verdict:
             value = _strict.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError):
             value = _lenient(body)
-    if isinstance(value, list):
-        value = next((item for item in value if item is not None), None)
-    return "row" if isinstance(value, dict) else "invisible"
+    objects = value if isinstance(value, list) else [value]
+    return "row" if any(isinstance(each, dict) for each in objects) else "invisible"
 
 
 def _is_heartbeat(body: bytes) -> bool:

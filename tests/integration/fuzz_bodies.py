@@ -12,10 +12,10 @@ MARK = "@@"
 FIELDS = ("user_id", "ts", "impression_id", "impression_ts", "kind", "at_ms", "schema")
 VALUES = (
     '"5"', '" 7 "', '"abc"', '""', '"0x10"', '"+5"', '"5.0"', '"1e3"', "5.7", "5.0", "1e3", "-1", "-0", "1e400", "true", "false", "null",
-    "[]", "{}", "[5]", '{"a": 1}', "9223372036854775807", "9223372036854775808", "-9223372036854775809", "1" * 300, "1" * 1500,
+    "[]", "{}", "[5]", '{"a": 1}', "9223372036854775807", "9223372036854775808", "-9223372036854775809", "1" * 300, "1" * 1000, "1" * 1001, "1" * 1500,
     '"' + "x" * 300 + '"', '"\\u0000"', '"\\ud800"', '"\u0665"', '"CLICK"', '"click"', "NaN", "Infinity", "01", "1.", ".5", "0.1e-7",
 )  # fmt: skip
-DEEP = (10, 400, 600, 980, 1020, 3000)
+DEEP = (10, 400, 600, 980, 999, 1000, 1020, 3000)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ def bodies(seed: int, count: int) -> list[Body]:
     ):
         add(good.replace("@name@", name()).encode().replace(b"@@", raw, 1))
         add(good.replace("@name@", name()).encode().replace(b'"@@"', b"1") + raw)
-    add(joined({**plain(name()), "n" * 60_000: "1"}))
+    for length in (49_999, 50_000, 50_001, 60_000):
+        add(joined({**plain(name()), "n" * length: "1"}))
     add(joined(plain(name())).replace('"', "'"))
     add(joined(plain(name())).replace("}", ",}"))
     rng = random.Random(seed)

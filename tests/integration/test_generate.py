@@ -38,7 +38,8 @@ def bundle(services: Services) -> bundles.Bundle:
     store = ModelStore(str(services.home / "models"))
     made.save(store)
     names = {topics.GENERATION_REQUESTS: 2, topics.VIDEOS: 1, topics.DEAD_LETTERS: 1}
-    created = AdminClient(dict(services.kafka)).create_topics([NewTopic(name, count, 1) for name, count in names.items()])
+    admin = AdminClient(dict(services.kafka))
+    created = admin.create_topics([NewTopic(name, count, 1) for name, count in names.items()])
     for future in created.values():
         future.result(60)
     return made
