@@ -120,7 +120,7 @@ class Library:
             except CacheGone:
                 videos = catalogue_videos(bundle, now_ms)
                 log.warning("event=bundle_not_cached version=%s", bundle.version)
-            codebook = Codebook(bundle.version, bundle.content_levels, bundle.code_counts, Shelf(_places(bundle), videos))
+            codebook = Codebook(bundle.version, bundle.content_levels, bundle.code_counts, Shelf(places(bundle), videos))
             shelved = Shelved(codebook, Cards(codebook, bundle.catalogue), Vocabulary.of_bundle(bundle))
             for video in videos:
                 shelved.vocabulary.learn(video.item_id, video.sid)
@@ -130,7 +130,9 @@ class Library:
             return shelved
 
 
-def _places(bundle: Bundle) -> Callable[[npt.NDArray[np.int32]], npt.NDArray[np.float32]]:
+def places(bundle: Bundle) -> Callable[[npt.NDArray[np.int32]], npt.NDArray[np.float32]]:
+    """Where SIDs are: int32[M, L] -> float32[M, d], the content embedding beside the creative one."""
+
     def place(sids: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
         return np.concatenate(bundle.embeddings_of(sids), axis=1)
 

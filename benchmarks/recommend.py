@@ -1,0 +1,196 @@
+"""`/recommend` against beam width and load: the laptop model, its SID cache in a real Redis, real HTTP, one run.
+
+    python -m benchmarks.recommend [--items N] [--rates 5,10,20,40] [--seconds S]
+
+First the engine alone (features, beam search, cache, policy) by beam width and rows in a batch, beside the same rows one by one; then the
+whole service under an open load from another process. Impressions are made and encoded but not sent: there is no Kafka here. The model's
+weights are random, so its beams hit what random beams hit; the time does not depend on that.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import uvicorn
+
+from benchmarks import provenance
+from benchmarks.local_redis import running_redis
+from jobs.settings import Settings
+from model.grm import Grm
+from model.grm.inputs import Vocabulary
+from model.grm.presets import preset
+from model.sid import bundle
+from serving.app import Parts, create
+from serving.batching import Batcher
+from serving.cache import SidCache
+from serving.candidates import Shelf
+from serving.cards import Cards
+from serving.degrade import Popularity
+from serving.engine import Answered, Ask, Engine
+from serving.events import EventLog
+from serving.library import places
+from serving.live import LiveView
+from serving.metrics import Metrics
+from serving.model import Codebook, ModelSlot, Serving
+from serving.policy import GrmPolicy
+from serving.service import Recommender
+from serving.stats import Stats
+from streaming.records import HistoryEntry
+from streaming.sources.simulator import World
+
+WIDTHS = (8, 16, 32, 64, 128)
+ROWS = (1, 4, 8)
+
+
+class Discarding:
+    """A producer that takes records and drops them."""
+
+    def produce(self, topic: str, value: bytes, key: bytes, *, on_delivery: Callable[[Any, Any], None]) -> None:
+        on_delivery(None, None)
+
+    def poll(self, timeout: float) -> int:
+        time.sleep(timeout)
+        return 0
+
+    def flush(self, timeout: float) -> int:
+        return 0
+
+
+class Histories:
+    """Everybody's last 50 interactions, from memory: reading features has a benchmark of its own."""
+
+    def __init__(self, items: Sequence[int]) -> None:
+        self._items = items
+
+    def histories(self, user_ids: Sequence[int]) -> list[list[HistoryEntry]]:
+        now = time.time_ns() // 1_000_000
+        return [
+            [HistoryEntry(item, now - 60_000 * n, 5_000, []) for n, item in enumerate(random.Random(user).sample(self._items, 50))]
+            for user in user_ids
+        ]
+
+
+class Service:
+    """The serving process without Kafka."""
+
+    def __init__(self, redis_url: str, built: bundle.Bundle, settings: Settings, folder: Path) -> None:
+        cache = SidCache(redis_url)
+        cache.seed(built)
+        self.codebook = Codebook(built.version, built.content_levels, built.code_counts, Shelf(places(built), cache.videos(built.version)))
+        policy = GrmPolicy("v00000001", Grm(preset("laptop", built.code_counts)), Vocabulary.of_bundle(built))
+        self.metrics, popularity = Metrics(), Popularity()
+        slot = ModelSlot(lambda: "v00000001", lambda version: Serving(policy, self.codebook), widest=settings.serving.beam_width)
+        slot.refresh()
+        history = Histories(built.item_ids.tolist())
+        self.engine = Engine(slot, history, cache, popularity, self.metrics)
+        self.batcher: Batcher[Ask, Answered] = Batcher(
+            self.engine.answer, widest=settings.serving.beam_width, max_batch=settings.serving.max_batch
+        )
+        log = EventLog(Discarding(), Discarding(), self.metrics)
+        recommender = Recommender(
+            self.batcher,
+            lambda: self.codebook,
+            popularity,
+            log,
+            self.metrics,
+            deadline_ms=settings.serving.deadline_ms,
+            log_impressions=True,
+        )
+        live = LiveView(popularity, self.metrics, lambda video: None, lambda: None)
+        stats = Stats(folder, self.metrics, live, slot, lambda: self.codebook, {}, time.time())
+        cards = Cards(self.codebook, built.catalogue)
+        self.app = create(Parts(recommender, log, history, lambda: cards, stats, self.metrics, folder))
+
+
+def time_engine(engine: Engine, rounds: int) -> list[dict[str, Any]]:
+    """Milliseconds of a batch by width and rows, and what batching saves against the same rows one by one."""
+    table = []
+    for width in WIDTHS:
+        alone_ms = 0.0
+        for rows in ROWS:
+            taken = []
+            for number in range(rounds):
+                asks = [Ask(number * rows + row, "home", 10) for row in range(rows)]
+                began = time.perf_counter()
+                engine.answer(asks, width)
+                taken.append((time.perf_counter() - began) * 1000)
+            median = statistics.median(taken[2:])
+            alone_ms = median if rows == 1 else alone_ms
+            table.append(
+                {"width": width, "rows": rows, "median_ms": round(median, 1), "one_by_one_over_batch": round(rows * alone_ms / median, 2)}
+            )
+    return table
+
+
+def time_load(service: Service, rates: Sequence[float], seconds: float) -> list[dict[str, Any]]:
+    """What a client sees at each rate."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(service.app, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    service.batcher.start()
+    gc.collect()
+    gc.freeze()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    table = []
+    for rate in rates:
+        command = [sys.executable, "-m", "benchmarks.open_load", url, "--rate", str(rate), "--seconds", str(seconds)]
+        result = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+        table.append({**result, "beam_width_at_the_end": service.batcher.last_width})
+    server.should_exit = True
+    thread.join()
+    service.batcher.stop()
+    return table
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--items", type=int, default=5_000)
+    arguments.add_argument("--codes", type=int, default=64)
+    arguments.add_argument("--rounds", type=int, default=20)
+    arguments.add_argument("--rates", default="5,10,20,40,80", help="requests a second, comma separated")
+    arguments.add_argument("--seconds", type=float, default=20, help="of load at each rate")
+    arguments.add_argument("--out", type=Path, help="result file; default benchmarks/results/recommend.json")
+    given = arguments.parse_args()
+    torch.set_num_threads(1)
+    settings = Settings()
+    built = bundle.build(World(items=given.items, seed=1).catalogue(), codes=given.codes)
+    with tempfile.TemporaryDirectory() as folder, running_redis(Path(folder)) as url:
+        service = Service(url, built, settings, Path(folder))
+        by_width = time_engine(service.engine, given.rounds)
+        print(f"{given.items} items, median ms of a batch\n{'width':>6}{'rows':>6}{'ms':>9}{'gain':>7}")
+        for line in by_width:
+            print(f"{line['width']:>6}{line['rows']:>6}{line['median_ms']:>9}{line['one_by_one_over_batch']:>7}")
+        by_rate = time_load(service, [float(rate) for rate in given.rates.split(",")], given.seconds)
+        print(f"{'rate':>6}{'p50':>9}{'p95':>9}{'p99':>9}{'degraded':>10}")
+        for line in by_rate:
+            print(f"{line['rate']:>6}{line['p50_ms']:>9}{line['p95_ms']:>9}{line['p99_ms']:>9}{line['degraded']:>6}/{line['requests']}")
+    facts = {
+        "items": given.items,
+        "codes": given.codes,
+        "deadline_ms": settings.serving.deadline_ms,
+        "beam_width": settings.serving.beam_width,
+    }
+    print(
+        provenance.write(
+            "recommend", {**facts, "by_width": by_width, "by_rate": by_rate}, ("torch", "torchrec", "fastapi", "redis"), given.out
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
