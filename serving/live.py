@@ -27,6 +27,7 @@ LISTENED: Final = (
     topics.DEAD_LETTERS,
 )
 QUEUE_KEPT: Final = 20_000
+LONGEST_LAG_MS: Final = 3_600_000  # more is no lag: a replayed log's times are not those of Kafka's records
 
 
 class _SampleTimes(msgspec.Struct):
@@ -94,8 +95,9 @@ class LiveView:
         elif topic == topics.SAMPLES:
             sample = _sample_times.decode(body)
             self._count("samples" if sample.kind == "initial" else "corrections", now_ms)
-            if sample.kind == "initial":
-                self.sample_lag_ms.append(appended_ms - sample.ready_ts)
+            lag_ms = appended_ms - sample.ready_ts
+            if sample.kind == "initial" and 0 <= lag_ms < LONGEST_LAG_MS:
+                self.sample_lag_ms.append(lag_ms)
         elif topic == topics.GENERATION_REQUESTS:
             request = _request.decode(body)
             self._wish(request, now_ms)

@@ -76,13 +76,14 @@ function tiles({ now, server, series, videos, writer }) {
   const exact = rate(series, "exact_hit");
   const share = exact.map((value, i) => (served[i] ? value / served[i] : null));
   const feature = writer?.event_to_written_ms?.p99;
-  const trained = server.watermark_ts ? ago(now - server.watermark_ts / 1000) : "–";
+  const behind = now - server.watermark_ts / 1000;
+  const trained = !server.watermark_ts ? "–" : behind < 86_400 ? `${ago(behind)} ago` : new Date(server.watermark_ts).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
   $("tiles").replaceChildren(
     tile("Events", compact(round(events.at(-1))), "/s", `${compact(round(rate(series, "in_dead_letters").at(-1)))} dead letters/s`, events),
     tile("Samples", compact(round(samples.at(-1))), "/s", lag.p99 == null ? "none seen yet" : `ready → in Kafka p99 ${compact(lag.p99)} ms`, samples, "b"),
     tile("Answers", compact(round(requests.at(-1))), "/s", latency.p99 == null ? "nobody asks now" : `p50 ${compact(latency.p50)} · p99 ${compact(latency.p99)} ms`, requests, "d"),
     tile("Exact hits", percent(share.at(-1)), "", "of the SIDs that the model asked for", share, "exact"),
-    tile("Model", server.model_since ? ago(now - server.model_since) : "–", "old", `has learnt up to ${trained} ago${feature == null ? "" : ` · features p99 ${compact(feature)} ms`}`, [], "accent"),
+    tile("Model", server.model_since ? ago(now - server.model_since) : "–", "old", `has learnt up to ${trained}${feature == null ? "" : ` · features p99 ${compact(feature)} ms`}`, [], "accent"),
     tile("Videos", compact(videos.total), "", `${compact(videos.generated ?? 0)} generated · ${compact(videos.sids)} SIDs`, generated, "c"),
   );
 }
