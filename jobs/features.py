@@ -166,7 +166,7 @@ def main(settings: Settings, ends: Endpoints, stop: Stop, fresh: bool = False) -
         java_home=java.java_home(),
         heap_mb=settings.flink.heap_mb,
         checkpoint_ms=max(settings.flink.checkpoint_ms, LEAST_CHECKPOINT_MS),
-        exactly_once=False,
+        exactly_once=True,  # the state, which must count no event twice; rows are written at once, and perhaps again
     )
 
     def define() -> environment.Job:
