@@ -342,28 +342,32 @@ def code_counts(model_store: Path, bundle_version: str) -> list[int]:
     return counts
 
 
-def served_sids_decode(events: Events, model_store: Path) -> Invariant:
+def served_sids_decode(events: Events, model_store: Path, answered: Mapping[str, Sequence[str]]) -> Invariant:
+    """Every SID that was logged or told as served consists of codes that its bundle has.
+
+    Args:
+        answered: bundle version → distinct SIDs that clients were told, codes joined by dots.
+    """
     counts: dict[str, list[int]] = {}
-    undecodable: list[str] = []
     unstated: list[str] = []
-    checked = 0
+    undecodable: list[str] = []
+    stated: list[tuple[str, str, Sequence[int]]] = []
     for impression_id, shown in events.impressions.items():
         sid, version = shown.get("served_sid"), shown.get("bundle_version")
-        if sid is None:
-            if shown.get("pipeline") == "grm":
-                unstated.append(impression_id)
-            continue
-        if version is None:
+        if sid is not None and version is not None:
+            stated.append((impression_id, version, sid))
+        elif sid is not None or shown.get("pipeline") == "grm":
             unstated.append(impression_id)
-            continue
+    for version, sids in answered.items():
+        stated += [(f"answer {text}", version, [int(code) for code in text.split(".") if code]) for text in sids]
+    for name, version, sid in stated:
         if version not in counts:
             counts[version] = code_counts(model_store, version)
-        checked += 1
         levels = zip(sid, counts[version], strict=False)
         if len(sid) != len(counts[version]) or not all(_integer(code, 0) and code < n for code, n in levels):
-            undecodable.append(impression_id)
+            undecodable.append(name)
     faults: dict[str, list[Any]] = {"served SIDs outside their bundle": undecodable, "served impressions without a SID or bundle": unstated}
-    return verdict("every served SID decodes under the stated bundle", faults, f"{checked} served SIDs under {len(counts)} bundles")
+    return verdict("every served SID decodes under the stated bundle", faults, f"{len(stated)} served SIDs under {len(counts)} bundles")
 
 
 def cases_add_up(events: Events, answered: Mapping[str, int], items: int, *, logged: bool, unanswered: int = 0) -> Invariant:

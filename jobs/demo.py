@@ -167,7 +167,7 @@ def check(run: Run, settings: Settings, ends: Endpoints, traffic: Mapping[str, A
         audit.every_label_exactly_once(events, ledger),
         audit.corrections_follow_initials(ledger),
         audit.contexts_are_past(ledger),
-        audit.served_sids_decode(events, Path(ends.model_store)),
+        audit.served_sids_decode(events, Path(ends.model_store), traffic.get("served", {})),
         audit.cases_add_up(
             events,
             traffic.get("cases", {}),

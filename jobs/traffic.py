@@ -28,6 +28,7 @@ class Answers:
         self.requests = self.errors = self.degraded = self.items = 0
         self.latency_ms: list[float] = []
         self.cases: Counter[str] = Counter()
+        self.served: dict[str, set[str]] = {}  # bundle version → SIDs of what was served, codes joined by dots
         self.windows: list[Counter[str]] = []
 
     def answered(self, answer: Mapping[str, Any], latency_ms: float) -> None:
@@ -37,8 +38,10 @@ class Answers:
         self.degraded += answer.get("degraded") is not None
         window = int((time.monotonic() - self._started) // WINDOW_S)
         self.windows += [Counter() for _ in range(window + 1 - len(self.windows))]
+        served = self.served.setdefault(str(answer.get("bundle_version")), set())
         for item in answer["items"]:
             self.items += 1
+            served.add(".".join(map(str, item.get("served_sid") or ())))
             case = item.get("case") or "none"
             self.cases[case] += 1
             self.windows[window][case] += 1
@@ -65,5 +68,6 @@ class Answers:
             "latency_ms": percentiles(self.latency_ms),
             "cases": dict(self.cases),
             "cases_over_time": windows,
+            "served": {bundle: sorted(sids) for bundle, sids in self.served.items()},
         }
         write_json(self._path, body)

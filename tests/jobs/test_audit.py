@@ -183,9 +183,11 @@ def test_a_served_sid_outside_its_bundle_is_found(log, tmp_path):
     folder.mkdir(parents=True)
     (folder / "codebooks.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode())
     log.impression("b", served_sid=[0, 3, 1, 2], bundle_version="v1", pipeline="grm")
-    assert audit.served_sids_decode(log.events(), tmp_path).holds
+    assert audit.served_sids_decode(log.events(), tmp_path, {"v1": ["3.3.0.0"]}).holds
+    assert not audit.served_sids_decode(log.events(), tmp_path, {"v1": ["3.3.0"]}).holds
+    assert not audit.served_sids_decode(log.events(), tmp_path, {"v1": ["3.4.0.0"]}).holds
     log.impression("c", served_sid=[0, 4, 1, 2], bundle_version="v1", pipeline="grm")
-    assert not audit.served_sids_decode(log.events(), tmp_path).holds
+    assert not audit.served_sids_decode(log.events(), tmp_path, {}).holds
 
 
 def test_a_video_that_is_no_video_is_found(tmp_path):

@@ -1,0 +1,30 @@
+"""Where a figure comes from: written into every result file."""
+
+from __future__ import annotations
+
+import json
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from jobs.report import commit, machine
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def write(name: str, result: dict[str, Any], packages: tuple[str, ...] = (), target: Path | None = None) -> Path:
+    """Write `benchmarks/results/<name>.json` (or `target`) with machine, commit, command, day and versions."""
+    path = target or RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = "python -m " + " ".join([f"benchmarks.{name}", *sys.argv[1:]])
+    facts = {
+        "machine": machine(),
+        "commit": commit(),
+        "command": command,
+        "day": datetime.now(UTC).date().isoformat(),
+        "versions": {package: version(package) for package in packages},
+    }
+    path.write_text(json.dumps(facts | result, indent=1) + "\n")
+    return path
