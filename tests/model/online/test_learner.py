@@ -85,7 +85,7 @@ def test_a_repeated_initial_teaches_nothing(world: SmallWorld) -> None:
     before = weights(target)
     feed(target, samples)
     assert target.counters.duplicates == 64
-    assert same({name: tensor for name, tensor in before.items()}, weights(target))
+    assert same(before, weights(target))
 
 
 def test_a_correction_is_learned_only_for_what_its_initial_had_not(world: SmallWorld) -> None:
