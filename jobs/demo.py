@@ -225,7 +225,7 @@ def parts(run: Run, observer: Observer, traffic: Mapping[str, Any]) -> dict[str,
         },
         "generation": {
             "requested": max((maker.get("requested", 0) for maker in makers), default=0),
-            "generated": sum(maker.get("generated", 0) for maker in makers),
+            "generated": max((maker.get("generated", 0) for maker in makers), default=0),
             "pending": max((maker.get("pending", 0) for maker in makers), default=0),
             "seconds_per_video": {name: value for name, value in percentiles(seconds).items() if name != "p99"},
         },
