@@ -120,11 +120,14 @@ class Engine:
         if time.monotonic() < self._features_rest_until:
             return [None] * len(user_ids)
         try:
-            return [Context(history=history) for history in self._features.histories(user_ids)]
+            histories = self._features.histories(user_ids)
         except Exception as error:
             self._features_rest_until = time.monotonic() + 1.0
             log.warning("event=features_unreadable error=%r", str(error))
             return [None] * len(user_ids)
+        # A client's clock may be ahead of ours: what says that it is yet to happen is not context.
+        now_ms = time.time_ns() // 1_000_000
+        return [Context(history=[entry for entry in history if entry.ts < now_ms]) for history in histories]
 
     def _neighbours(
         self, serving: Serving, beams: Sequence[Sequence[tuple[Codes, float]]], found: Mapping[Codes, Lookup]

@@ -75,6 +75,13 @@ def test_every_served_item_is_logged_as_it_was_served_with_the_context_that_was_
     assert keys == [b"5"] * 4
 
 
+def test_what_a_fast_clock_says_is_yet_to_happen_is_no_context(http, world):
+    past, future = HistoryEntry(101, NOW - 5_000, 3_000, []), HistoryEntry(102, NOW + 3_600_000, 3_000, [])
+    world.features.known[5] = [future, past]
+    ask(http, count=1)
+    assert [one.context.history for one in impressions(world)] == [[past]]
+
+
 def test_what_is_missing_is_requested_once_with_what_was_served_instead(http, world):
     answer = ask(http).json()
     missing = {tuple(item["sid"]): item for item in answer["items"] if item["case"] != "exact_hit"}
