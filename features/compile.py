@@ -1,15 +1,16 @@
 """Feature views compiled to Flink SQL.
 
-    event ──▶ once ──▶ happened ──▶ one query a view: an OVER window after another, the longest first ──▶ features.<view>
-     │     each event_id  with the item of its impression                                                  ▲
-     └── heartbeats, to the views without windows of time: they bring those topics the time ───────────────┘
+    event ──▶ happened ──▶ one query a view: an OVER window after another, the longest first ──▶ features.<view>
+     │        each event_id once, with the item of its impression                                  ▲
+     └── heartbeats, to the views without windows of time: they bring those topics the time ───────┘
 
 The row time of an event is when it became known (`streaming.flink.tables.known_time`), so none is late. A value is final when it is
 written: an OVER window speaks when the watermark has passed the row, and says what holds as of that row. Rows of one entity and one
 millisecond are peers: all of them get the values that include all of them.
 
-A label says nothing of its video; it counts with its impression, if that is known by then, and not at all without one. The state of
-every window is bounded by its length, in event time; no processing time, no lifetime of state.
+A label says nothing of its video; it counts with its impression, if that is known by then, and not at all without one. The state of a
+window of time is bounded by its length, in event time. What is kept of an impression and of a history has a lifetime, in processing
+time, since it was last touched.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 JOB = "sidstream-features"
 LONG_VIEW_MS = 18_000  # a view of 18 s, or of the whole video, is long (KuaiRand's definition)
-COPIES_S = 86_400  # how long a copy of an event is recognised
+HAPPENED = "happened"
 KINDS = ("click", "like", "follow", "comment", "share", "hate", "profile_visit")
 
 # What a feature can be made of: see `features/definitions.py`.
@@ -61,33 +62,25 @@ def milliseconds(time: str) -> str:
     return f"CAST(TIMESTAMPDIFF(SECOND, {tables.EPOCH}, {time}) AS BIGINT) * 1000 + EXTRACT(MILLISECOND FROM {time})"
 
 
-def once() -> str:
-    """Usable events, each `event_id` once: the first copy by row time, of equal ones the first in its partition."""
-    return f"""\
-SELECT topic, user_id, item_id, impression_id, COALESCE(impression_ts, ts) AS shown_ts, ts, kind, play_ms, duration_ms, `value`, rt
-FROM (
-    SELECT *, MIN(place) OVER (PARTITION BY event_id ORDER BY rt
-        RANGE BETWEEN {interval(COPIES_S)} PRECEDING AND CURRENT ROW) AS first_place
-    FROM (
-        SELECT topic, event_id, user_id, item_id, impression_id, impression_ts, ts, kind, play_ms, duration_ms, `value`, rt,
-            CAST(kafka_partition AS BIGINT) * {1 << 44} + kafka_offset AS place
-        FROM event WHERE usable AND `schema` <> {text(tables.HEARTBEAT)}
-    )
-) WHERE place = first_place"""
+def happened() -> str:
+    """What happened to a user and an item: the columns that features are made of.
 
-
-def happened(attribution_s: float) -> str:
-    """What happened to a user and an item: the columns that features are made of."""
+    One pass by impression, which keeps no rows, only the item and the ids of what it has seen: copies of an event are recognised
+    where its impression is looked up, because a state per event would cost more than all the windows.
+    """
     columns = ",\n    ".join(f"CAST({source} AS {kind_of(name)}) AS {quoted(name)}" for name, source in COLUMNS.items())
-    return f"""\
-SELECT user_id, shown_item AS item_id, rt,
+    return f"""SELECT user_id, shown_item AS item_id, rt,
     {columns},
     CASE WHEN topic IN ({text(topics.ENGAGEMENTS)}, {text(topics.WATCHES)}) THEN {interaction()} END AS {INTERACTION}
 FROM (
-    SELECT *, MAX(item_id) OVER (PARTITION BY impression_id, shown_ts ORDER BY rt
-        RANGE BETWEEN {interval(attribution_s)} PRECEDING AND CURRENT ROW) AS shown_item
-    FROM once
-) WHERE shown_item IS NOT NULL"""
+    SELECT *, MAX(item_id) OVER w AS shown_item, ARRAY_AGG(event_id) OVER w AS ids, ARRAY_AGG(place) OVER w AS places
+    FROM (
+        SELECT topic, event_id, user_id, item_id, impression_id, COALESCE(impression_ts, ts) AS shown_ts, ts, kind, play_ms, duration_ms,
+            `value`, rt, CAST(kafka_partition AS BIGINT) * {1 << 44} + kafka_offset AS place
+        FROM event WHERE usable AND `schema` <> {text(tables.HEARTBEAT)}
+    )
+    WINDOW w AS (PARTITION BY impression_id, shown_ts ORDER BY rt RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
+) WHERE shown_item IS NOT NULL AND places[ARRAY_POSITION(ids, event_id)] = place"""
 
 
 def kind_of(column: str) -> str:
@@ -157,7 +150,7 @@ def query(view: View, history: int) -> str:
 def counters(view: View) -> str:
     """One OVER pass per window, the longest first: its rows wait longest, and are narrowest there."""
     windows = sorted({a.window_s for a in view.aggregates if a.window_s is not None}, reverse=True)
-    passes, source, done = list[str](), "happened", list[str]()
+    passes, source, done = list[str](), HAPPENED, list[str]()
     for window in windows:
         here = [a for a in view.aggregates if a.window_s == window]
         later = {a.column for a in view.aggregates if a.window_s is not None and a.window_s < window}
@@ -192,7 +185,7 @@ def listing(view: View, history: int) -> str:
     '{{"{view.join_key}":' || CAST({view.join_key} AS STRING) || ',"event_timestamp":' || CAST({milliseconds("rt")} AS STRING) ||
     ',"{aggregate.name}":[' || {entries} || ']}}' AS body
 FROM (
-    SELECT {view.join_key}, rt, {INTERACTION}, FALSE AS beat FROM happened WHERE {INTERACTION} IS NOT NULL{beats}
+    SELECT {view.join_key}, rt, {INTERACTION}, FALSE AS beat FROM {HAPPENED} WHERE {INTERACTION} IS NOT NULL{beats}
 )
 WINDOW w AS (PARTITION BY {view.join_key} ORDER BY rt ROWS BETWEEN {history + PEERS - 1} PRECEDING AND CURRENT ROW)"""
 
@@ -225,13 +218,8 @@ def insert(view: View, history: int) -> str:
     return f"INSERT INTO {sink_name(view)}\n{query(view, history)}"
 
 
-def shared(attribution_s: float) -> dict[str, str]:
-    """What all views have in common, as named queries, each over the one before and over the table `event`."""
-    return {"once": once(), "happened": happened(attribution_s)}
-
-
 def define(
-    environment: TableEnvironment, event: str, sinks: Iterable[str], views: Sequence[View], *, history: int, attribution_s: float
+    environment: TableEnvironment, event: str, sinks: Iterable[str], views: Sequence[View], *, history: int, lifetime_s: float
 ) -> StatementSet:
     """Define tables and views, and return the statements to run as one job.
 
@@ -239,12 +227,12 @@ def define(
         event: CREATE TABLE of `event`.
         sinks: CREATE TABLE of every view's sink.
         history: entries of a listing.
-        attribution_s: how long after its impression a label counts.
+        lifetime_s: how long an impression waits for labels and a history for more, in processing time; then they are forgotten.
     """
+    environment.get_config().set("table.exec.state.ttl", f"{round(lifetime_s * 1000)} ms")
     environment.execute_sql(event)
-    for name, common in shared(attribution_s).items():
-        # Registered as a plan, not as text: the views above share it instead of planning and computing it once each.
-        environment.create_temporary_view(name, environment.sql_query(common))
+    # Registered as a plan, not as text: the views share it instead of planning and computing it once each.
+    environment.create_temporary_view(HAPPENED, environment.sql_query(happened()))
     for sink in sinks:
         environment.execute_sql(sink)
     statements = environment.create_statement_set()

@@ -68,7 +68,7 @@ def compute(log: Path, views: Sequence[View], settings: Settings, work: Path, st
             [backfill.file_sink(view, output) for view in views],
             views,
             history=settings.features.history,
-            attribution_s=settings.samples.attribution_window_s,
+            lifetime_s=settings.features.lifetime_s,
         )
         return environment.submit(session, statements)
 

@@ -91,9 +91,8 @@ def apply(config: Path | None, definitions: Path | None) -> None:
 
 def statements(views: list[View], settings: Settings) -> str:
     """The SQL of the job without its tables: what decides the values."""
-    shared = compiler.shared(settings.samples.attribution_window_s)
-    common = (f"CREATE TEMPORARY VIEW {name} AS\n{query}" for name, query in shared.items())
-    return ";\n\n".join([*common, *(compiler.insert(view, settings.features.history) for view in views)]) + ";\n"
+    common = f"CREATE TEMPORARY VIEW {compiler.HAPPENED} AS\n{compiler.happened()}"
+    return ";\n\n".join([common, *(compiler.insert(view, settings.features.history) for view in views)]) + ";\n"
 
 
 @command.command()
@@ -177,7 +176,7 @@ def main(settings: Settings, ends: Endpoints, stop: Stop, fresh: bool = False) -
             [compiler.kafka_sink(ends.kafka, view) for view in views],
             views,
             history=settings.features.history,
-            attribution_s=settings.samples.attribution_window_s,
+            lifetime_s=settings.features.lifetime_s,
         )
         return environment.submit(session, statement_set)
 

@@ -49,6 +49,7 @@ class Samples(Part):
 class Features(Part):
     disorder_s: float = Field(0.5, ge=0, description="bounded disorder of the feature job; later events count when they arrive")
     history: int = Field(50, ge=1, le=1000, description="interactions kept of each user")
+    lifetime_s: float = Field(30 * 86_400, gt=0, description="an impression or history untouched for so long is forgotten by the job")
 
 
 class Flink(Part):
