@@ -41,7 +41,7 @@ class GrmConfig:
     context_splits: int = 1
     context_groups: int = 1
     sparse_lr: float = 0.05
-    prefix_lr: float = 0.1
+    prefix_lr: float = 0.2
     seed: int = 0
 
     def __post_init__(self) -> None:
