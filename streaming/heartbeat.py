@@ -40,6 +40,9 @@ class Heartbeats:
 
     def __init__(self, producer: Producer, shape: Mapping[str, int]) -> None:
         self._producer, self._shape = producer, dict(shape)
+        # While a producer does not know a topic's partitions, keyed records wait and ones to a named partition overtake them.
+        for topic in shape:
+            producer.list_topics(topic, timeout=10)
         self._encode: Callable[[object], bytes] = msgspec.json.Encoder().encode
 
     def send(self, ts: int, record_time: int | None = None) -> None:
