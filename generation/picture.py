@@ -12,9 +12,9 @@ from generation import finish, motion, scenery, typography
 from generation.paint import HEIGHT, LIGHT, WIDTH, Canvas, Colours, Stamp, glow, luma, mix, sprite, turned
 from generation.storyboard import FRAMES_PER_SECOND, Plan, Shot, ShotKind, Storyboard, seed_of
 
-# Where things are, by layout: middle and size of the title's block, and of the subject in a wide shot.
-_TITLES = {"top": (0, 200), "centre": (0, 330), "lower": (0, 640), "left": (0, 210)}
-_HERO_Y = {"top": 585, "centre": 640, "lower": 430, "left": 600}
+# Where things are, by layout: the middle of the title and of the subject in a wide shot, pixels from the top.
+_TITLES = {"top": 200, "centre": 330, "lower": 690, "left": 210}
+_HERO_Y = {"top": 585, "centre": 640, "lower": 385, "left": 600}
 
 
 class Picture:
@@ -205,7 +205,7 @@ class Wide(Scene):
         self._layers(frame, place.before, view, seconds)
         self.picture.particles.put(frame, seconds, -view.dx, -view.dy)
         block = self.picture.title
-        top = _TITLES[layout][1] - (block.height / 2 if layout != "top" else 70)
+        top = _TITLES[layout] - (block.height / 2 if layout != "top" else 70)
         if layout == "lower":
             top = min(top, 800 - block.height)
         self.picture.put_block(frame, block, top, seconds - shot.start, self._title)

@@ -133,7 +133,9 @@ def block(text: str, name: str, finish: str, colours: Colours, width: int, size:
         length = sum(face.getlength(word) for word in line) + space * (len(line) - 1)
         x = 0.0 if align == "left" else (width - length) / 2
         for word in line:
-            fill = accent if row % 2 == (1 if len(lines) > 1 else 0) and finish != "neon" else colours.light
+            second = row % 2 == (1 if len(lines) > 1 else 0)
+            thin = finish == "neon" or (name == "amatic" and len(lines) == 1)  # colour needs body to be read
+            fill = accent if second and not thin else colours.light
             image = _lettered(word, face, size, finish, colours, fill)
             placed.append(Word(image, x + face.getlength(word) / 2, row * leading + size * 0.62))
             x += face.getlength(word) + space
