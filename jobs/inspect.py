@@ -190,8 +190,17 @@ class Inspection:
             self._bury(letters)
         elif self._uncommitted and time.monotonic() - self._committed_at > QUIET_S:
             self.save()
+            self._commit()
+
+    def _commit(self) -> None:
+        """Commit offsets that no dead letter depends on; a broker that is away gets them with the next ones."""
+        self._committed_at = time.monotonic()
+        try:
             self._reader.commit(offsets=self._offsets(), asynchronous=False)
-            self._settled()
+        except KafkaException as error:
+            log.warning('event=commit_postponed reason="%s"', error.args[0].str())
+            return
+        self._settled()
 
     def _bury(self, letters: Sequence[DeadLetter]) -> None:
         self._writer.begin_transaction()
@@ -217,8 +226,7 @@ class Inspection:
 
     def close(self) -> None:
         if self._uncommitted:
-            self._reader.commit(offsets=self._offsets(), asynchronous=False)
-            self._settled()
+            self._commit()
         self._reader.close()
 
 
