@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+from confluent_kafka import KafkaException
 
 from features import compile as compiler
 from features import repository
@@ -194,7 +195,10 @@ def create_topics(ends: Endpoints, settings: Settings, views: list[View]) -> Non
     names = [view.name for view in views]
     kafka = settings.kafka
     specs = topics.specs(partitions=kafka.partitions, retention_ms=kafka.retention_ms, retention_bytes=kafka.retention_bytes, views=names)
-    topics.create(ends.kafka, [spec for spec in specs if spec.name in map(topics.feature_topic, names)])
+    try:
+        topics.create(ends.kafka, [spec for spec in specs if spec.name in map(topics.feature_topic, names)])
+    except KafkaException as error:
+        raise ConnectionError(f"{ends.kafka['bootstrap.servers']}: {error.args[0].str()}") from error
 
 
 def changed(path: Path, sql: str) -> bool:
