@@ -72,7 +72,7 @@ class Reader:
         for message in self._consumer.consume(10_000, seconds):
             if message.error() is None:
                 place = {"_partition": message.partition(), "_offset": message.offset(), "_wall": time.time(), "_key": message.key()}
-                self.rows.append({**json.loads(message.value()), **place})
+                self.rows.append({**json.loads(message.value() or b"{}"), **place})
         return self.rows
 
     def close(self) -> None:
@@ -117,7 +117,7 @@ class Stream:
             assert error is None, error
             self.raw[message.topic(), message.partition(), message.offset()] = message.value()
 
-        place = {} if partition is None else {"partition": partition}
+        place: dict[str, Any] = {} if partition is None else {"partition": partition}
         self.producer.produce(topic, body, key, timestamp=ts, on_delivery=delivered, **place)
         self.producer.poll(0)
 
