@@ -138,4 +138,4 @@ def test_another_replay_cannot_be_resumed(ready, folder):
     child = replay(ready, folder, "--resume")
     output, _ = child.communicate(timeout=60)
     assert child.returncode == 2
-    assert "go on with the same options" in output
+    assert "go on with the same --dir, --from and --to" in output
