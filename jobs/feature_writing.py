@@ -89,23 +89,16 @@ class WriterProcess:
         self._redis = Redis.from_url(ends.redis_url, socket_timeout=5, socket_connect_timeout=5)
         self._positions: dict[str, int] = {}  # next offset by place, as written
         self._tally = Tally()
-        self._assigned = False
+        self._ready = False
         self._due = self._audit_due = 0.0
 
     def run(self) -> None:
         writer = self._patiently(lambda: FeatureWriter(self._redis, PROJECT, list(self._layouts.values())))
         if writer is None:
             return
-        # A static member takes its partitions over at once, also from a predecessor that was killed.
-        consumer = kafka.consumer(
-            self._ends.kafka,
-            GROUP,
-            [],
-            group_instance_id=f"{GROUP}-0",
-            fetch_wait_max_ms=20,
-            topic_metadata_refresh_interval_ms=5000,  # the topic of a new view may come after us
-        )
-        consumer.subscribe(list(self._layouts), on_assign=lambda reader, partitions: self._resume(reader, partitions, writer))
+        # Partitions are assigned by hand: a group would make a writer wait for its killed predecessor to time out. Two writers at once
+        # do no harm, they write the same values.
+        consumer = kafka.consumer(self._ends.kafka, GROUP, [], fetch_wait_max_ms=20)
         try:
             while not self._stop.is_set():
                 self._step(consumer, writer)
@@ -126,16 +119,27 @@ class WriterProcess:
                 pause = min(2.0, pause * 2)
         return None
 
-    def _resume(self, consumer: Consumer, partitions: list[TopicPartition], writer: FeatureWriter) -> None:
-        """Start where the values in Redis end; from the beginning where there are none."""
-        stored = self._patiently(writer.offsets) or {}
-        for partition in partitions:
+    def _assign(self, consumer: Consumer, writer: FeatureWriter) -> None:
+        """Take the partitions that are not read yet, from where the values in Redis end; from the beginning where there are none."""
+        try:
+            known = consumer.list_topics(timeout=10).topics
+        except KafkaException as error:
+            log.warning('event=kafka_away error="%s"', error.args[0].str())
+            return
+        places = [(topic, partition) for topic in self._layouts if topic in known for partition in known[topic].partitions]
+        new = [TopicPartition(topic, partition) for topic, partition in places if place(topic, partition) not in self._positions]
+        if not new:
+            return
+        stored = self._patiently(writer.offsets)
+        if stored is None:
+            return
+        for partition in new:
             partition.offset = stored.get(place(partition.topic, partition.partition), 0)
-        self._positions = {place(p.topic, p.partition): p.offset for p in partitions}
-        consumer.assign(partitions)
+        consumer.incremental_assign(new)
+        self._positions |= {place(p.topic, p.partition): p.offset for p in new}
         log.info("event=assigned offsets=%s", self._positions)
-        if not self._assigned:
-            self._assigned = True
+        if not self._ready and {topic for topic, _ in places} == set(self._layouts):
+            self._ready = True
             ready(self._ends.home, NAME, offsets=self._positions)
 
     def _step(self, consumer: Consumer, writer: FeatureWriter) -> None:
@@ -155,7 +159,7 @@ class WriterProcess:
         for message in messages:
             error = message.error()
             if error is not None:
-                if error.fatal():
+                if error.fatal() or error.code() == KafkaError._FATAL:
                     raise KafkaException(error)
                 if error.code() != KafkaError._PARTITION_EOF:
                     log.warning('event=kafka_error error="%s"', error.str())
@@ -178,6 +182,7 @@ class WriterProcess:
         now = time.monotonic()
         if now >= self._audit_due:
             self._audit_due = now + AUDIT_S
+            self._assign(consumer, writer)
             self._reread_what_redis_lost(consumer, writer)
         if now < self._due and not final:
             return
