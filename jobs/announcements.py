@@ -41,23 +41,22 @@ class Announcements:
             self._reader.assign([TopicPartition(topics.VIDEOS, partition, offset) for partition, offset in self._next.items()])
         behind = {partition for partition, offset in self._next.items() if offset < self._ends(partition)[1]}
         while behind:
-            messages = self._reader.consume(500, TIMEOUT_S)
-            if not messages:
+            message = self._reader.poll(TIMEOUT_S)  # not consume(): that waits for its whole number of messages
+            if message is None:
                 raise TimeoutError(f"the broker did not send the {topics.VIDEOS} topic within {TIMEOUT_S:.0f} s")
-            for message in messages:
-                error = message.error()
-                if error is not None and error.code() == KafkaError._PARTITION_EOF:
-                    partition = int(message.partition() or 0)
-                    self._next[partition] = int(message.offset() or 0)
-                    behind.discard(partition)
-                    continue
-                if error is not None:
-                    raise KafkaException(error)
-                try:
-                    video = self._decoder.decode(message.value() or b"")
-                except msgspec.DecodeError:
-                    continue  # somebody else's record says nothing about ours
-                self._videos[(video.bundle_version, tuple(video.sid))] = video
+            error = message.error()
+            if error is not None and error.code() == KafkaError._PARTITION_EOF:
+                partition = int(message.partition() or 0)
+                self._next[partition] = int(message.offset() or 0)
+                behind.discard(partition)
+                continue
+            if error is not None:
+                raise KafkaException(error)
+            try:
+                video = self._decoder.decode(message.value() or b"")
+            except msgspec.DecodeError:
+                continue  # somebody else's record says nothing about ours
+            self._videos[(video.bundle_version, tuple(video.sid))] = video
 
     def _ends(self, partition: int) -> tuple[int, int]:
         low, high = self._reader.get_watermark_offsets(TopicPartition(topics.VIDEOS, partition), timeout=TIMEOUT_S)

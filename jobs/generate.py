@@ -6,6 +6,7 @@ import base64
 import hashlib
 import logging
 import re
+import threading
 import time
 from collections import deque
 from pathlib import Path
@@ -34,6 +35,8 @@ from streaming.kafka import consumer, producer
 from streaming.records import DeadLetter, GenerationRequest, Video
 
 GROUP: Final = "generator"
+SESSION_MS: Final = 10_000  # after this long without a sign of life a worker's partitions go to the others
+CLOSING_S: Final = 2.0
 LEASE_MS: Final = 20_000  # renewed while a video is drawn; a dead worker's video waits this long
 RENEWED_S: Final = 5.0
 MERGED_AT_ONCE: Final = 500
@@ -75,7 +78,7 @@ class Worker:
         self._cache = SidCache(ends.redis_url, timeout_s=5)
         self._positions: dict[int, int] = {}
         self._unmerged: list[Message] = []
-        self._requests: Consumer = consumer(ends.kafka, GROUP, [])
+        self._requests: Consumer = consumer(ends.kafka, GROUP, [], session_timeout_ms=SESSION_MS)
         self._requests.subscribe([topics.GENERATION_REQUESTS], on_assign=self._assigned, on_revoke=self._revoked)
         self._producer: Producer = producer(ends.kafka)
         self._undelivered: KafkaException | None = None
@@ -112,7 +115,7 @@ class Worker:
                 log.error('event=waiting reason="%s"', explain(error))
                 self._give_back(claim)
                 self._stop.wait(5.0)
-        self._requests.close()
+        self._leave()
         self._making = None
         try:
             self.write_state()
@@ -195,6 +198,12 @@ class Worker:
             "most_wanted": self._queue.most_wanted(10),
         }
         write_json(self._state, body)
+
+    def _leave(self) -> None:
+        """Leave the consumer group, but do not wait long for a coordinator that is busy with the dead."""
+        leaving = threading.Thread(target=self._requests.close, daemon=True)
+        leaving.start()
+        leaving.join(CLOSING_S)
 
     def _abandon(self, claim: Claim) -> bool:
         """Asked between frames: renews the lease now and then, and says whether to give up."""
