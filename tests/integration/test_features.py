@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,11 +23,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
+from features import compile as compiler
 from features import repository
 from features.layout import ViewLayout, layout_of
 from features.reader import FeatureReader, Unreadable
 from features.view import Feature
 from features.writer import FeatureWriter, Row
+from jobs.features import changes
 from jobs.process import read_json, read_ready
 from streaming import kafka, records, topics
 from streaming.heartbeat import Heartbeats, partitions
@@ -67,6 +70,17 @@ def test_our_writer_leaves_the_bytes_that_feast_leaves(redis_url: str, tmp_path:
     assert len(keys) == 2
     for key in keys:
         assert ours.hgetall(key) == theirs.hgetall(key)
+
+
+def test_the_example_of_the_features_page_compiles_and_changes_only_what_it_says(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "features.md").read_text()
+    example = textwrap.dedent(page.split("```python\n")[1].split("```")[0])
+    mine = tmp_path / "mine.py"
+    mine.write_text(repository.DEFINITIONS.read_text() + "\n" + example)
+    shipped, with_example = repository.defined_views(), repository.defined_views(mine)
+    assert changes(shipped, with_example) == ["  + user_social: 3 features by user_id"]
+    (social,) = [view for view in with_example if view.name == "user_social"]
+    assert "MAX(`play_ms`) OVER w AS `longest_play_ms_1h`" in compiler.query(social, 50)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -274,7 +288,11 @@ def compare_online(running: Running) -> None:
         for index, entity in enumerate(entities):
             for ref in refs:
                 name = ref.split(":")[1]
-                assert found[name][index] == pytest.approx(expected[entity][name]), f"{key} {entity} {name}"
+                got, want = found[name][index], expected[entity][name]
+                if name == "entries":
+                    assert (json.loads(got) if isinstance(got, str) else got) == want, f"{key} {entity} {name}"
+                else:
+                    assert got == pytest.approx(want), f"{key} {entity} {name}"
     packed = reader.items(sorted(items))
     assert packed.event_timestamp.tolist() == [items[item]["as_of"] for item in sorted(items)]
     assert packed.column("clicks_24h").tolist() == [items[item]["clicks_24h"] for item in sorted(items)]
