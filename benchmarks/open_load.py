@@ -36,7 +36,8 @@ async def load(url: str, rate: float, seconds: float, users: int, count: int, se
                 reasons[degraded.partition(":")[0]] += 1
 
         await asyncio.gather(*(ask(user) for user in range(8)))  # connections, and whatever comes first
-        latencies.clear(), outcomes.clear(), reasons.clear()
+        for measured in (latencies, outcomes, reasons):
+            measured.clear()
         began, tasks = time.perf_counter(), []
         at = 0.0
         while (at := at + chance.expovariate(rate)) < seconds:

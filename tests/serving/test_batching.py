@@ -43,14 +43,14 @@ def test_a_batch_has_as_many_rows_as_can_be_answered_in_time_and_at_least_one():
 
 def test_under_overload_the_newest_requests_are_answered_and_the_oldest_are_told_at_once():
     def answer(asks, width):
-        time.sleep(0.05)
+        time.sleep(0.02)
         return list(asks)
 
     batcher = Batcher(answer, widest=16, max_batch=4)
     batcher.start()
-    for _ in range(60):  # learn what a batch costs
+    for _ in range(40):  # learn what a batch costs
         batcher.submit(0, soon()).result(10)
-    futures = [batcher.submit(number, time.monotonic() + 0.12) for number in range(40)]
+    futures = [batcher.submit(number, time.monotonic() + 0.06) for number in range(40)]
     late = sum(isinstance(future.exception(10), TooLate) for future in futures)
     batcher.stop()
     assert 0 < late < 40
@@ -86,8 +86,13 @@ def test_requests_that_come_while_the_model_is_busy_share_the_next_batch():
 
 
 def test_a_request_whose_deadline_has_passed_costs_the_model_nothing():
-    asked = []
-    batcher = Batcher(lambda asks, width: [asked.append(ask) for ask in asks], widest=16, max_batch=8)
+    asked: list[str] = []
+
+    def answer(asks, width):
+        asked.extend(asks)
+        return asks
+
+    batcher: Batcher[str, str] = Batcher(answer, widest=16, max_batch=8)
     late = batcher.submit("late", time.monotonic() - 1)
     good = batcher.submit("good", soon())
     batcher.start()
@@ -114,7 +119,7 @@ def test_a_failing_batch_fails_its_own_requests_only():
 
 
 def test_stopping_answers_what_is_queued_and_takes_nothing_more():
-    batcher = Batcher(lambda asks, width: list(asks), widest=16, max_batch=2)
+    batcher: Batcher[int, int] = Batcher(lambda asks, width: list(asks), widest=16, max_batch=2)
     queued = [batcher.submit(number, soon()) for number in range(5)]
     batcher.start()
     batcher.stop()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from serving.degrade import SCENES, Popularity, RecentFeeds, fallback
-from streaming.records import Engagement, Impression, Watch
+from streaming.records import Engagement, EngagementKind, Impression, Watch
 from tests.serving.fakes import video
 
 
@@ -23,12 +24,12 @@ def shown(impression_id: str, item: int, scene: str = "home") -> Impression:
     )
 
 
-def engaged(impression_id: str, kind: str) -> Engagement:
+def engaged(impression_id: str, kind: EngagementKind) -> Engagement:
     return Engagement(event_id=f"{impression_id}{kind}", user_id=1, ts=0, impression_id=impression_id, impression_ts=0, kind=kind)
 
 
 def watched(impression_id: str, play_ms: int) -> Watch:
-    label = {"event_id": f"{impression_id}w", "user_id": 1, "ts": 0, "impression_id": impression_id, "impression_ts": 0}
+    label: dict[str, Any] = {"event_id": f"{impression_id}w", "user_id": 1, "ts": 0, "impression_id": impression_id, "impression_ts": 0}
     return Watch(**label, play_ms=play_ms, duration_ms=10_000)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.demand import DemandLedger, Wanted
+from serving.demand import Demand, DemandLedger, Wanted
 
 
 def wish(sid: tuple[int, ...] = (1, 2, 3, 4)) -> Wanted:
@@ -14,7 +14,7 @@ def wish(sid: tuple[int, ...] = (1, 2, 3, 4)) -> Wanted:
 
 def test_the_first_wish_is_requested_at_once_and_the_next_ones_together_when_the_memory_ends():
     ledger = DemandLedger(memory_s=10)
-    assert ledger.add("b", wish(), 0.0).count == 1
+    assert ledger.add("b", wish(), 0.0) == Demand(wish(), 1)
     assert [ledger.add("b", wish(), now) for now in (1.0, 2.0, 9.0)] == [None, None, None]
     assert ledger.due(9.9) == []
     assert [(bundle, demand.count) for bundle, demand in ledger.due(10.0)] == [("b", 3)]

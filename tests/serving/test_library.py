@@ -59,16 +59,20 @@ def keeping() -> FakeKeeping:
     return FakeKeeping()
 
 
-@pytest.fixture
-def library(built, keeping) -> Library:
+def library_of(built: bundle.Bundle, keeping: FakeKeeping) -> Library:
     def load_model(version: str) -> Published:
         config = preset("laptop", built.code_counts)
         manifest = Manifest(version, None, built.version, config.to_json(), {}, watermark_ts=5, samples_trained=6, published_ms=7)
         return Published(Grm(config), manifest, {-9: (1, 2, 3, 4)})
 
-    library = Library(lambda version: built, load_model, keeping)
+    library = Library(lambda version: built, load_model, keeping)  # type: ignore[arg-type]
     library.open()
     return library
+
+
+@pytest.fixture
+def library(built, keeping) -> Library:
+    return library_of(built, keeping)
 
 
 def announced(built: bundle.Bundle, **changes) -> Video:
@@ -98,7 +102,7 @@ def test_without_redis_the_catalogue_is_served_from_memory_and_put_back_later(li
     library.sync()
     assert keeping.count(built.version) == 80
     keeping.gone = True
-    assert len(Library(lambda version: built, lambda version: None, keeping).open().codebook.shelf) == 80
+    assert len(library_of(built, keeping).current.codebook.shelf) == 80
 
 
 def test_an_announced_video_is_served_and_known_to_the_model(library, built, keeping):

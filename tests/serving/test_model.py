@@ -117,7 +117,7 @@ def test_a_late_failure_of_an_old_version_does_not_touch_the_new_one(store, slot
 )
 def test_a_model_that_answers_nonsense_does_not_pass_its_trial(sids, log_prob, complaint):
     policy = FakePolicy()
-    policy.beam = lambda people, width: (sids, log_prob)
+    policy.beam = lambda people, width: (sids, log_prob)  # type: ignore[method-assign]
     with pytest.raises(BadVersion, match=complaint):
         trial(Serving(policy, CODEBOOK), 8)
 
@@ -130,5 +130,5 @@ def test_beams_that_do_not_exist_do_not_matter_in_the_trial():
         sids[:, 2], log_prob[:, 2] = -1, -np.inf
         return sids, log_prob
 
-    policy.beam = beam
+    policy.beam = beam  # type: ignore[method-assign]
     trial(Serving(policy, CODEBOOK), 8)
