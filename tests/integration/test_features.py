@@ -259,7 +259,7 @@ def running(services: Services) -> Iterator[Running]:
     yield Running(services, Log(producer, Heartbeats(producer, partitions(services.kafka)), []))
 
 
-def check_online(running: Running, seconds: float = 120) -> None:
+def check_online(running: Running, seconds: float = 30) -> None:
     """Every online value is soon the recomputed one: a heartbeat has come through one view, the others may be a moment behind."""
     deadline = time.monotonic() + seconds
     while True:
