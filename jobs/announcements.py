@@ -39,7 +39,8 @@ class Announcements:
             partitions = self._reader.list_topics(topics.VIDEOS, timeout=TIMEOUT_S).topics[topics.VIDEOS].partitions
             self._next = {partition: self._ends(partition)[0] for partition in partitions}
             self._reader.assign([TopicPartition(topics.VIDEOS, partition, offset) for partition, offset in self._next.items()])
-        behind = {partition for partition, offset in self._next.items() if offset < self._ends(partition)[1]}
+        ends = {partition: self._ends(partition)[1] for partition in self._next}
+        behind = {partition for partition, offset in self._next.items() if offset < ends[partition]}
         while behind:
             message = self._reader.poll(TIMEOUT_S)  # not consume(): that waits for its whole number of messages
             if message is None:
@@ -48,7 +49,8 @@ class Announcements:
             if error is not None and error.code() == KafkaError._PARTITION_EOF:
                 partition = int(message.partition() or 0)
                 self._next[partition] = int(message.offset() or 0)
-                behind.discard(partition)
+                if self._next[partition] >= ends[partition]:  # else it tells of an end that was reached before
+                    behind.discard(partition)
                 continue
             if error is not None:
                 raise KafkaException(error)
