@@ -153,7 +153,7 @@ def test_killed_again_and_again_the_weights_are_those_of_an_unbroken_run(prepare
         assert child.wait(400) == 0, log_of(broken)
 
     (count, expected), (found_count, found) = weights(unbroken), weights(broken)
-    assert log_of(broken).count("event=restored") == 2
+    assert "event=restored" in log_of(broken)  # how often depends on where the kills fell: one may come before anything was restored
     assert count == found_count == SAMPLES
     assert found == expected
 
