@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
 
 from streaming import topics
 from streaming.kafka import consumer
@@ -25,6 +26,7 @@ class Announcements:
 
     def __init__(self, client: Mapping[str, Any]) -> None:
         self._reader: Consumer = consumer(client, f"announcements-{uuid.uuid4()}", [], enable_partition_eof=True)
+        self._admin = AdminClient(dict(client))
         self._videos: dict[tuple[str, tuple[int, ...]], Video] = {}
         self._next: dict[int, int] = {}
         self._decoder = msgspec.json.Decoder(Video)
@@ -36,10 +38,10 @@ class Announcements:
 
     def _read_to_end(self) -> None:
         if not self._next:
-            partitions = self._reader.list_topics(topics.VIDEOS, timeout=TIMEOUT_S).topics[topics.VIDEOS].partitions
-            self._next = {partition: self._ends(partition)[0] for partition in partitions}
+            partitions = self._admin.list_topics(topics.VIDEOS, timeout=TIMEOUT_S).topics[topics.VIDEOS].partitions
+            self._next = self._offsets(partitions, OffsetSpec.earliest())
             self._reader.assign([TopicPartition(topics.VIDEOS, partition, offset) for partition, offset in self._next.items()])
-        ends = {partition: self._ends(partition)[1] for partition in self._next}
+        ends = self._offsets(self._next, OffsetSpec.latest())
         behind = {partition for partition, offset in self._next.items() if offset < ends[partition]}
         while behind:
             message = self._reader.poll(TIMEOUT_S)  # not consume(): that waits for its whole number of messages
@@ -60,6 +62,7 @@ class Announcements:
                 continue  # somebody else's record says nothing about ours
             self._videos[(video.bundle_version, tuple(video.sid))] = video
 
-    def _ends(self, partition: int) -> tuple[int, int]:
-        low, high = self._reader.get_watermark_offsets(TopicPartition(topics.VIDEOS, partition), timeout=TIMEOUT_S)
-        return int(low), int(high)
+    def _offsets(self, partitions: Iterable[int], spec: OffsetSpec) -> dict[int, int]:
+        """Where partitions begin or end; not asked by the reader, whose connection waits half a second for what does not come."""
+        asked = self._admin.list_offsets({TopicPartition(topics.VIDEOS, partition): spec for partition in partitions})
+        return {place.partition: int(future.result(TIMEOUT_S).offset) for place, future in asked.items()}
