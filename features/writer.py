@@ -116,9 +116,10 @@ class FeatureWriter:
         self._redis: Any = client  # the stubs of redis-py know text keys only
         self._project = project
         self.layouts = {layout.view: layout for layout in layouts}
-        self._load()
+        self.prepare()
 
-    def _load(self) -> None:
+    def prepare(self) -> None:
+        """Load the scripts and describe the layouts; again where Redis has lost them."""
         self._upsert = self._redis.script_load(UPSERT)
         self._upsert_packed = self._redis.script_load(UPSERT_PACKED)
         described = {name: msgspec.json.encode(layout) for name, layout in self.layouts.items()}
@@ -135,7 +136,7 @@ class FeatureWriter:
         try:
             return self._execute(batches, kept, offsets)
         except NoScriptError:  # Redis was restarted without its script cache
-            self._load()
+            self.prepare()
             return self._execute(batches, kept, offsets)
 
     def _execute(self, batches: Mapping[str, Sequence[Row]], kept: Mapping[str, list[Row]], offsets: Mapping[str, int] | None) -> Written:

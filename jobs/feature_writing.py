@@ -208,15 +208,16 @@ class WriterProcess:
             return
         try:
             stored = writer.offsets()
+            lost = {where: stored.get(where, 0) for where, position in self._positions.items() if stored.get(where, 0) < position}
+            if lost:
+                writer.prepare()
         except RedisError:
             return
-        for where, position in self._positions.items():
-            kept = stored.get(where, 0)
-            if kept < position and position > 0:
-                topic, _, partition = where.rpartition(":")
-                log.warning("event=redis_lost_values place=%s written=%d kept=%d", where, position, kept)
-                consumer.seek(TopicPartition(topic, int(partition), kept))
-                self._positions[where] = kept
+        for where, kept in lost.items():
+            topic, _, partition = where.rpartition(":")
+            log.warning("event=redis_lost_values place=%s written=%d kept=%d", where, self._positions[where], kept)
+            consumer.seek(TopicPartition(topic, int(partition), kept))
+            self._positions[where] = kept
 
     def _inform_lag_tools(self, consumer: Consumer) -> None:
         """Commit to Kafka what is written; nothing reads it back but tools."""
