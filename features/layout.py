@@ -187,15 +187,14 @@ class ViewLayout(msgspec.Struct, frozen=True, dict=True):
         rename = {"entity": self.join_key}
         return msgspec.defstruct(self.view, [("entity", int), ("event_timestamp", int), *columns], rename=rename, frozen=True)
 
-    @cached_property
-    def digest(self) -> str:
-        """Changes whenever the packed bytes would mean something else."""
+    def packed_head(self, project: str) -> str:
+        """What the keys of all packed copies begin with: short, because hundreds are sent at once; other for other bytes."""
         names = ",".join(f"{feature.name}:{feature.type}" for feature in self.features)
-        return f"{zlib.crc32(names.encode()):08x}"
+        return f"{PREFIX}:{zlib.crc32(f'{project}:{self.view}:{names}'.encode()):08x}:"
 
     def packed_key(self, project: str, entity: int) -> str:
         """Key of an entity's packed copy."""
-        return f"{PREFIX}:{project}:{self.view}:{self.digest}:{entity}"
+        return f"{self.packed_head(project)}{entity}"
 
     @cached_property
     def packed_struct(self) -> struct.Struct:

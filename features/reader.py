@@ -16,6 +16,7 @@ from features.layout import JSON_TAG, ViewLayout, layouts_key, length_prefixed, 
 from streaming.records import HistoryEntry
 
 HISTORY_VIEW, HISTORY_FEATURE = "user_history", "entries"
+SOCKET_READ = 256 * 1024
 USER_VIEW, ITEM_VIEW = "user_counters", "item_counters"
 
 
@@ -44,8 +45,10 @@ class FeatureReader:
     """Reads what `FeatureWriter` wrote; one instance may be shared by threads."""
 
     def __init__(self, redis_url: str, project: str = "sidstream", *, timeout_s: float = 1.0) -> None:
-        # Any: the stubs of redis-py know text keys only.
-        self._redis: Any = Redis.from_url(redis_url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+        # Any: the stubs of redis-py know text keys only. The packed copies of 500 candidates come in one read of the socket.
+        self._redis: Any = Redis.from_url(
+            redis_url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, socket_read_size=SOCKET_READ
+        )
         self._project = project
         self._layouts: dict[str, ViewLayout] = {}
         self._entries = msgspec.json.Decoder(list[HistoryEntry])
@@ -70,10 +73,14 @@ class FeatureReader:
         except Unreadable:
             return [[] for _ in user_ids]
         field = layout.fields[[feature.name for feature in layout.features].index(HISTORY_FEATURE)]
-        pipe = self._redis.pipeline(transaction=False)
-        for user_id in user_ids:
-            pipe.hget(layout.key(self._project, user_id), field)
-        return [self._entries.decode(length_prefixed(value, JSON_TAG)) if value else [] for value in pipe.execute()]
+        if len(user_ids) == 1:  # a pipeline of one costs twice a command
+            stored = [self._redis.hget(layout.key(self._project, user_ids[0]), field)]
+        else:
+            pipe = self._redis.pipeline(transaction=False)
+            for user_id in user_ids:
+                pipe.hget(layout.key(self._project, user_id), field)
+            stored = pipe.execute()
+        return [self._entries.decode(length_prefixed(value, JSON_TAG)) if value else [] for value in stored]
 
     def users(self, user_ids: Sequence[int], view: str = USER_VIEW) -> Values:
         """Features of users, by Feast's own layout."""
@@ -93,7 +100,7 @@ class FeatureReader:
     def items(self, item_ids: Iterable[int], view: str = ITEM_VIEW) -> Values:
         """Features of candidates, from the packed copy: one MGET however many."""
         layout = self.layout(view)
-        head = layout.packed_key(self._project, 0)[:-1]
+        head = layout.packed_head(self._project)
         stored = self._redis.mget([f"{head}{item_id}" for item_id in item_ids])
         width = len(layout.features)
         unknown = bytes(8) + np.full(width, np.nan, "<f8").tobytes()

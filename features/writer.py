@@ -152,9 +152,10 @@ class FeatureWriter:
         for view, rows in kept.items():
             layout = self.layouts[view]
             if layout.packed:
+                head = layout.packed_head(self._project)
                 for row in rows:
                     packed = layout.pack(row.event_timestamp, row.values)
-                    pipe.evalsha(self._upsert_packed, 1, layout.packed_key(self._project, row.entity), packed)
+                    pipe.evalsha(self._upsert_packed, 1, f"{head}{row.entity}", packed)
         results = pipe.execute()
         if offsets:
             # Behind the values and in a trip of its own: offsets that ran ahead of lost values would hide the loss.
