@@ -18,6 +18,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ from streaming.flink.columns import columns, quoted
 SORTED_AT_ONCE = 200_000  # records sorted in memory; longer logs are merged from files
 BATCH = 50_000  # rows a Parquet row group
 KEY_DIGITS = 16  # of the time that a line of the ordered log begins with
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SUFFIXES = (".jsonl", ".jsonl.gz", ".parquet")
 
 _decode = msgspec.json.Decoder(dict[str, Any]).decode
@@ -92,14 +94,15 @@ def prepared(topic: str, record: Mapping[str, Any], place: int, disorder_ms: int
     try:
         ts_ms = int(ts) if ts is not None else None
         appended = int(record["appended"]) if record.get("appended") is not None else ts_ms
-    except (TypeError, ValueError):
-        return None
-    if ts_ms is None or appended is None:
+        if ts_ms is None or appended is None:
+            return None
+        moment = EPOCH + timedelta(milliseconds=appended)
+    except (TypeError, ValueError, OverflowError):
         return None
     line = {
         **record,
         "topic": topic,
-        "appended_ms": appended,
+        "appended": f"{moment:%Y-%m-%dT%H:%M:%S}.{appended % 1000:03}Z",
         "kafka_partition": record.get("partition") or 0,
         "kafka_offset": record["offset"] if record.get("offset") is not None else place,
     }
@@ -147,8 +150,7 @@ def event_table(log: Path, disorder_s: float, attribution_s: float) -> str:
         "topic STRING",
         "kafka_partition INT",
         "kafka_offset BIGINT",
-        "appended_ms BIGINT",
-        "appended AS TO_TIMESTAMP_LTZ(appended_ms, 3)",
+        "appended TIMESTAMP_LTZ(3)",
         f"usable AS {tables.usable_event(attribution_s)}",
         f"rt AS COALESCE({tables.known_time(disorder_s)}, {tables.EPOCH})",
         # The log is in order, so its time stands one millisecond behind the row just read.
@@ -159,18 +161,25 @@ def event_table(log: Path, disorder_s: float, attribution_s: float) -> str:
         "path": log.resolve().as_uri(),
         "format": "json",
         "json.ignore-parse-errors": "true",
+        "json.timestamp-format.standard": "ISO-8601",
         "json.decode.json-parser.enabled": "false",
     }
     body = ",\n    ".join(lines)
     return f"CREATE TABLE event (\n    {body}\n) WITH ({tables.options(options)})"
 
 
+class Listed(msgspec.Struct):
+    """A line of a listing's sink."""
+
+    body: str
+
+
 def file_sink(view: View, folder: Path) -> str:
-    """A folder of JSON lines with a view's values, in the form of its topic."""
+    """A folder of JSON lines with a view's values: as in its topic, or, of a listing, with what the topic holds as a text named `body`."""
     options = {
         "connector": "filesystem",
         "path": (folder / view.name).resolve().as_uri(),
-        "format": "raw" if is_listing(view) else "json",
+        "format": "json",
         "sink.rolling-policy.file-size": "1 gb",
     }
     declared = sink_columns(view)
@@ -179,13 +188,13 @@ def file_sink(view: View, folder: Path) -> str:
 
 def values(view: View, folder: Path) -> Iterator[Row]:
     """What a run wrote for a view, in its order; of the peers of one entity and moment only the last."""
-    layout = layout_of(view)
+    layout, listed, bodies = layout_of(view), is_listing(view), msgspec.json.Decoder(Listed)
 
     def rows() -> Iterator[Row]:
         for path in sorted(path for path in (folder / view.name).rglob("part-*") if path.is_file()):
             with path.open("rb") as lines:
                 for line in lines:
-                    row = decode(layout, line)
+                    row = decode(layout, bodies.decode(line).body.encode() if listed else line)
                     if row is not None:
                         yield row
 

@@ -75,13 +75,13 @@ def compute(log: Path, views: Sequence[View], settings: Settings, work: Path, st
     job = environment.start(define, stop)
     if job is None:
         raise BackfillFailed("stopped")
-    while (state := job.state()) != "FINISHED":
-        if state in environment.TERMINAL:
-            raise BackfillFailed(f"Flink job {job.job_id} is {state}: {job.reason()}")
-        if stop.wait(0.2):
-            job.cancel()
-            raise BackfillFailed("stopped")
-    return output
+    try:
+        if job.wait_finished(stop):
+            return output
+    except environment.JobFailed as error:
+        raise BackfillFailed(str(error)) from error
+    job.cancel()
+    raise BackfillFailed("stopped")
 
 
 def run_backfill(log: Path, out: Path, views: Sequence[View], settings: Settings, stop: Stop) -> dict[str, int]:

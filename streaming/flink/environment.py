@@ -236,6 +236,25 @@ class Job:
                 raise JobFailed(f"Flink job {self.job_id} is {state}: {self.reason()}")
         self.cancel()
 
+    def wait_finished(self, stop: Stop) -> bool:
+        """Wait for the end of a job whose input ends; False if `stop` was set before.
+
+        Asked of the client and not over HTTP: the mini cluster ends with its job and answers nothing then.
+
+        Raises:
+            JobFailed: the job did not finish.
+        """
+        execution = self.client.get_job_execution_result()
+        while not execution.done():
+            if stop.wait(0.1):
+                return False
+        try:
+            execution.result()
+        except Exception as error:  # whatever Java threw
+            causes = [line for line in str(error).splitlines() if "Caused by" in line]
+            raise JobFailed(f"Flink job {self.job_id} failed: {causes[-1] if causes else error}") from error
+        return True
+
     def cancel(self) -> None:
         self.client.cancel().result()
 

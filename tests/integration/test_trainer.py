@@ -175,7 +175,7 @@ def test_what_comes_live_is_learned_published_and_announced(prepared: Services) 
         first = load_current(ModelStore(Path(environment["SIDSTREAM_HOME"]) / "models")).manifest
         assert (first.samples_trained, first.base) == (0, None)
 
-        strange = producer(prepared.kafka)  # before the rest: a version is published for what was learned, not for what was skipped after it
+        strange = producer(prepared.kafka)  # before the rest: versions are published for what was learned, not for what was skipped
         strange.produce(topics.SAMPLES, b"{not json", partition=1)
         strange.flush(10)
         send(prepared, rows)
