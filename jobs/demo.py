@@ -81,11 +81,12 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def write_config(home: Path, source: str, user: Path | None) -> Path:
-    """The demo's own defaults under whatever the user's file says."""
+def write_config(home: Path, source: str, folder: Path | None, seed: int, user: Path | None) -> Path:
+    """The demo's own defaults under whatever the user's file says; the catalogue is that of the source."""
     load(user)
     own = yaml.safe_load(user.read_text()) if user else None
     tree = merged(SIMULATED if source == "simulator" else REPLAYED, own or {})
+    tree = merged(tree, {"sids": {"source": source, "dir": str(folder.resolve()) if folder else None, "seed": seed}})
     home.mkdir(parents=True, exist_ok=True)
     path = home / "demo.yaml"
     path.write_text(yaml.safe_dump(tree))
@@ -245,8 +246,6 @@ def bounded(run: Run, settings: Settings, target: Path | None) -> bool:
         stages[name] = round(time.monotonic() - started, 1)
 
     try:
-        build_sids(run)
-        stage("sids")
         run.call("up", "--detach")
         stage("up")
         ends = endpoints(settings, run.home)
@@ -277,14 +276,6 @@ def bounded(run: Run, settings: Settings, target: Path | None) -> bool:
     return all(invariant.holds for invariant in invariants)
 
 
-def build_sids(run: Run) -> None:
-    """Semantic IDs for the catalogue of the source, unless the home has them already."""
-    if (run.home / "models" / "BUNDLE").exists():
-        return
-    where = ["--seed", str(run.seed)] if run.source == "simulator" else ["--dir", str(run.folder)]
-    run.call("sids", "build", "--source", run.source, *where)
-
-
 def watch(run: Run, settings: Settings, ends: Endpoints) -> Observer:
     from features.reader import FeatureReader
 
@@ -302,7 +293,6 @@ def watch(run: Run, settings: Settings, ends: Endpoints) -> Observer:
 
 def page(run: Run, settings: Settings) -> None:
     """The loop for people: everything runs, simulated users come and go until Ctrl-C."""
-    build_sids(run)
     run.call("up", "--detach")
     try:
         address = endpoints(settings, run.home).http
@@ -351,7 +341,7 @@ def command(
     keep = folder_home is not None or not headless
     home = (folder_home or (Path(tempfile.mkdtemp(prefix="sidstream-demo-")) if headless else default_home())).resolve()
     try:
-        path = write_config(home, source, config)
+        path = write_config(home, source, folder, seed, config)
         settings = load(path)
     except ConfigError as error:
         raise click.ClickException(str(error)) from error

@@ -98,7 +98,7 @@ class WriterProcess:
             return
         # Partitions are assigned by hand: a group would make a writer wait for its killed predecessor to time out. Two writers at once
         # do no harm, they write the same values.
-        consumer = kafka.consumer(self._ends.kafka, GROUP, [], fetch_wait_max_ms=20)
+        consumer = kafka.consumer(self._ends.kafka, GROUP, [])
         try:
             while not self._stop.is_set():
                 self._step(consumer, writer)

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import logging
 import socket
+import sys
 import threading
 import time
 import uuid
@@ -246,6 +247,7 @@ def serve(settings: Settings, ends: Endpoints, stop: Stop) -> None:
         ConfigError: the port is in use, or there is no bundle.
     """
     torch.set_num_threads(1)  # one core for a batch: more would fight with the trainer for them
+    sys.setswitchinterval(0.0005)  # a search gives the interpreter away a hundred times, and waits so long for it each time others run
     listener = bound(ends.http, settings)
     server = Server(settings, ends)
     try:

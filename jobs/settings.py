@@ -58,6 +58,9 @@ class Flink(Part):
 
 
 class Sids(Part):
+    source: Literal["simulator", "kuairand"] = Field("simulator", description="whose catalogue `sids build` makes semantic IDs for")
+    dir: Path | None = Field(None, description="folder of the log's files (kuairand)")
+    seed: int = Field(0, description="of the simulated world and of the codebooks")
     content_levels: int = Field(2, ge=1, le=4)
     creative_levels: int = Field(2, ge=1, le=4)
     codes: int = Field(64, ge=2, le=65_536, description="codes per level of the laptop default; 8192 for the reference preset")

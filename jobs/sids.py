@@ -85,24 +85,24 @@ def command() -> None:
 
 
 @command.command("build")
-@click.option("--source", type=click.Choice(["simulator", "kuairand"]), default="simulator", show_default=True)
+@click.option("--source", type=click.Choice(["simulator", "kuairand"]), help="Whose catalogue; default: the configuration's, simulator.")
 @click.option("--dir", "folder", type=click.Path(path_type=Path, file_okay=False), help="Folder of the log's files (kuairand).")
 @click.option(
     "--before", type=click.DateTime(), help="Only what was watched before this time (UTC) counts; default: the log's first event."
 )
 @click.option("--items", type=click.IntRange(min=1), help="Size of the simulated catalogue.")
 @click.option("--users", type=click.IntRange(min=1), help="Number of simulated users.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the simulated world and of the codebooks.")
+@click.option("--seed", type=int, help="Of the simulated world and of the codebooks; default: the configuration's, 0.")
 @CONFIG
 @AS_JSON
 @one_line_errors
 def build_command(
-    source: str,
+    source: str | None,
     folder: Path | None,
     before: datetime | None,
     items: int | None,
     users: int | None,
-    seed: int,
+    seed: int | None,
     config: Path | None,
     as_json: bool,
 ) -> None:
@@ -111,9 +111,11 @@ def build_command(
     store = ModelStore(process.model_store(settings, configuration.home()))
     started = time.monotonic()
     together: pa.Table | None = None
-    if source == "kuairand":
+    seed = settings.sids.seed if seed is None else seed
+    if (source or settings.sids.source) == "kuairand":
+        folder = folder or settings.sids.dir
         if folder is None:
-            raise ConfigError("--source kuairand needs --dir, the folder of its files")
+            raise ConfigError("the source kuairand needs --dir or sids.dir, the folder of its files")
         before_ms = int(before.replace(tzinfo=UTC).timestamp() * 1000) if before else None
         catalogue, together = kuairand_input(folder, before_ms)
     else:

@@ -47,7 +47,7 @@ class Part:
     clean_exits: Collection[int] = (0,)  # exit codes after a SIGTERM
     grace_s: float = 20  # from SIGTERM to SIGKILL
     start_s: float = 300  # until it must be well (a step may take as long as its work does)
-    nice: int = 0
+    nice: int = 0  # people wait for the server, the server for broker and Redis; the rest has seconds
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,16 @@ def system(settings: Settings, home: Path, addresses: Addresses, config: Path | 
         ours("feature-repo", "features", "apply", needs=["redis"], once=True),
         ours("topics", "topics", "create", needs=["broker", "feature-repo"], once=True),  # one topic for each applied view
         ours("sids", "sids", "build", needs=[], once=True, finished=lambda: has_bundle(model_store(settings, home))),
-        ours("flink-samples", "samples", "run", needs=["topics"], group="flink", healthy=job_runs("flink-samples"), grace_s=JOB_GRACE_S),
+        ours(
+            "flink-samples",
+            "samples",
+            "run",
+            needs=["topics"],
+            group="flink",
+            healthy=job_runs("flink-samples"),
+            grace_s=JOB_GRACE_S,
+            nice=3,
+        ),
         ours(
             "flink-features",
             "features",
@@ -108,10 +117,11 @@ def system(settings: Settings, home: Path, addresses: Addresses, config: Path | 
             group="flink",
             healthy=job_runs("flink-features"),
             grace_s=JOB_GRACE_S,
+            nice=3,
         ),
-        ours("inspector", "inspect", needs=["topics"], group="flink"),
+        ours("inspector", "inspect", needs=["topics"], group="flink", nice=8),
         ours("writer", "features", "write", needs=["topics", "redis", "feature-repo"], group="flink"),
-        ours("trainer", "train", needs=["topics", "sids"]),
+        ours("trainer", "train", needs=["topics", "sids"], nice=6),
         ours(
             "server",
             "serve",
@@ -119,7 +129,7 @@ def system(settings: Settings, home: Path, addresses: Addresses, config: Path | 
             healthy=lambda: answers(f"http://{settings.http.host}:{addresses.http}/readyz"),
         ),
         *(
-            ours(f"generator-{n}", "generate", "--worker", str(n), needs=["topics", "redis", "sids"], group="generator", nice=10)
+            ours(f"generator-{n}", "generate", "--worker", str(n), needs=["topics", "redis", "sids"], group="generator", nice=15)
             for n in range(settings.generation.workers)
         ),
     ]

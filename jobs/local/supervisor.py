@@ -50,6 +50,15 @@ class StartFailed(RuntimeError):
     """A part cannot be brought up; the message is one line with its reason and its log."""
 
 
+def be_nice(pid: int, level: int) -> None:
+    """Give way to the others: the process and, where Linux schedules each session as a group (`sched_autogroup`), its group."""
+    psutil.Process(pid).nice(level)
+    try:
+        Path(f"/proc/{pid}/autogroup").write_text(str(level))
+    except OSError as error:
+        log.debug("pid=%d event=no_autogroup error=%r", pid, str(error))
+
+
 @dataclass
 class Runner:
     """What the supervisor knows of one part."""
@@ -206,7 +215,7 @@ class Supervisor:
                 part.command, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
             )
         if part.nice:
-            psutil.Process(child.pid).nice(part.nice)
+            be_nice(child.pid, part.nice)
         return child
 
     def _check(self, runner: Runner) -> None:
