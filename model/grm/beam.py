@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,6 @@ from kernels import beam_topk
 from kernels.trie import Trie
 from model.grm.context import Context
 from model.grm.decoder import Decoder, Past
-from model.grm.prior import PrefixPrior
 
 
 @dataclass(frozen=True)
@@ -29,12 +28,15 @@ class Beams:
 
 
 @torch.no_grad()
-def search(decoder: Decoder, prior: PrefixPrior, context: Context, widths: Sequence[int], trie: Trie | None = None) -> Beams:
+def search(
+    decoder: Decoder, priors: Sequence[Callable[[Tensor], Tensor]], context: Context, widths: Sequence[int], trie: Trie | None = None
+) -> Beams:
     """Exact when every width is at least the number of prefixes of its level.
 
     Probabilities are normalised over the whole codebook, with a trie too: it decides what may be said, not how likely it is.
 
     Args:
+        priors: each gives logits float[B, W, codes] that follow codes int64[B, W, level], to be added to the decoder's.
         widths: beams kept after each level; the last is the number of results.
 
     Raises:
@@ -51,7 +53,7 @@ def search(decoder: Decoder, prior: PrefixPrior, context: Context, widths: Seque
     past: Past | None = None
     for level, width in enumerate(widths):
         hidden, past = decoder(decoder.embed(codes, level), context, past)
-        logits = (decoder.logits(hidden.squeeze(2), level) + prior.next(codes)).float()
+        logits = sum((prior(codes) for prior in priors), decoder.logits(hidden.squeeze(2), level)).float()
         keep = min(width, logits.shape[1] * logits.shape[2])
         if trie is None or node is None:
             score, parent, token = beam_topk(logits, score, keep)

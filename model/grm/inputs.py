@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from model.grm.presets import GrmConfig
+from model.grm.recall import Memory
 from model.sid.bundle import Bundle
 
 Ints = NDArray[np.int64]
 
 KINDS: Final = ("watch", "click", "like", "follow", "comment", "share", "hate", "profile_visit")
 _BIT: Final = {kind: 1 << index for index, kind in enumerate(KINDS)}
+_GOOD: Final = sum(_BIT[kind] for kind in ("click", "like", "follow", "comment", "share"))
+_LONG_VIEW_MS: Final = 18_000  # as in the samples
 _PLAY_SHARES: Final = np.array([0.02, 0.1, 0.25, 0.5, 0.75, 0.95, 1.5])
 _PLAY_SECONDS: Final = np.array([1.0, 3.0, 7.0, 18.0, 60.0])
 PLAY_ROWS: Final = 1 + len(_PLAY_SHARES) + 1 + len(_PLAY_SECONDS) + 1
@@ -172,12 +175,14 @@ class GrmBatch:
         features: keys of `feature_names`, stride T (one bag per token).
         slot: int64[T], place of each token in the padded [B * S].
         mask: bool[B, S], true where a token is.
+        memory: the histories' SIDs, and which videos of them were liked.
         targets: int64[B, L], or None where there is nothing to learn.
     """
 
     features: KeyedJaggedTensor
     slot: torch.Tensor
     mask: torch.Tensor
+    memory: Memory
     targets: torch.Tensor | None = None
 
     def __len__(self) -> int:
@@ -188,7 +193,7 @@ class GrmBatch:
 
     def to(self, device: torch.device | str) -> GrmBatch:
         targets = None if self.targets is None else self.targets.to(device)
-        return GrmBatch(self.features.to(torch.device(device)), self.slot.to(device), self.mask.to(device), targets)
+        return GrmBatch(self.features.to(torch.device(device)), self.slot.to(device), self.mask.to(device), self.memory.to(device), targets)
 
 
 def feature_names(levels: int) -> list[str]:
@@ -250,7 +255,19 @@ def collate(rows: Iterable[Row], vocabulary: Vocabulary, config: GrmConfig) -> G
     features = KeyedJaggedTensor(
         names, torch.from_numpy(np.concatenate(values)), lengths=torch.from_numpy(lengths.reshape(-1)), stride=total
     )
-    return GrmBatch(features, torch.from_numpy(slot), torch.from_numpy(mask.reshape(batch, width)))
+    return GrmBatch(
+        features, torch.from_numpy(slot), torch.from_numpy(mask.reshape(batch, width)), _memory(entries, sids, durations, batch)
+    )
+
+
+def _memory(entries: _Entries, sids: Ints, durations: Ints, batch: int) -> Memory:
+    width = int(entries.rank.max(initial=-1)) + 1
+    codes = np.full((batch, width, sids.shape[1]), -1, np.int64)
+    liked = np.zeros((batch, width), bool)
+    codes[entries.row, entries.rank] = sids
+    long = (entries.play_ms >= _LONG_VIEW_MS) | ((durations > 0) & (entries.play_ms >= durations))
+    liked[entries.row, entries.rank] = (long | ((entries.kinds & _GOOD) > 0)) & ((entries.kinds & _BIT["hate"]) == 0)
+    return Memory(torch.from_numpy(codes), torch.from_numpy(liked))
 
 
 def _merge(rows: Sequence[Row], config: GrmConfig) -> _Entries:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from model.grm.decoder import Decoder
 from model.grm.inputs import GrmBatch
 from model.grm.presets import GrmConfig
 from model.grm.prior import PrefixPrior
+from model.grm.recall import HistoryPrior
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Grm(nn.Module):
             self.context = ContextProcessor(config, device)
             self.decoder = Decoder(config, device)
             self.prior = PrefixPrior(config, device)
+            self.recall = HistoryPrior(config, device)
             if device is None or device.type != "meta":
                 self.decoder.reset_parameters()
                 self.prior.reset_parameters()
@@ -58,7 +61,10 @@ class Grm(nn.Module):
         targets = self._targets(batch)
         hidden, _ = self.decoder(self.decoder.embed_all(targets), self.context(batch))
         states = [self.decoder.norms[level](hidden[:, 0, level]) for level in range(self.config.levels)]
-        logits = [head(state) + usual for head, state, usual in zip(self.decoder.heads, states, self.prior(targets), strict=True)]
+        usual, own = self.prior(targets), self.recall(batch.memory, targets)
+        logits = [
+            head(state) + usual[level] + own[level] for level, (head, state) in enumerate(zip(self.decoder.heads, states, strict=True))
+        ]
         hit = torch.stack([level.argmax(1) for level in logits], 1) == targets
         return Scores(loss.level_log_prob(logits, targets), hit, states[-1])
 
@@ -73,7 +79,7 @@ class Grm(nn.Module):
     @torch.no_grad()
     def beam(self, batch: GrmBatch, widths: Sequence[int], trie: Trie | None = None) -> Beams:
         """The likeliest SIDs of every row; see `model.grm.beam.search`."""
-        return beam.search(self.decoder, self.prior, self.context(batch), widths, trie)
+        return beam.search(self.decoder, [self.prior.next, partial(self.recall.next, batch.memory)], self.context(batch), widths, trie)
 
     @torch.no_grad()
     def encode(self, batch: GrmBatch) -> Context:

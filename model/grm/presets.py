@@ -20,6 +20,7 @@ class GrmConfig:
         codes: vocabulary of each SID level.
         events: history events read per sample, newest first (one video may have several).
         history: videos kept of them.
+        content_levels: levels of the SID that are content; the others are creative.
         sparse_lr: rate of the fused row-wise Adagrad of the embedding tables; `prefix_lr` that of the prior on prefixes.
     """
 
@@ -40,6 +41,7 @@ class GrmConfig:
     context_layers: int = 1
     context_splits: int = 1
     context_groups: int = 1
+    content_levels: int = 2
     sparse_lr: float = 0.05
     prefix_lr: float = 0.2
     seed: int = 0

@@ -32,6 +32,7 @@ class LearnerConfig:
     Attributes:
         lr: AdamW's rate for the dense weights, reached after `warmup` steps.
         bias_lr: rate of the heads' biases, which hold how popular each code is and have to follow it.
+        recall_lr: rate of the few weights of the counts over a person's history.
         chunk: targets per optimizer step; a batch of samples has several.
         recall_share: share of the targets for which a beam search is run; the same ones in every run.
         beam: widths of that search.
@@ -41,6 +42,7 @@ class LearnerConfig:
 
     lr: float = 1e-3
     bias_lr: float = 1e-2
+    recall_lr: float = 1e-1
     warmup: int = 20
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = 0.01
@@ -99,16 +101,18 @@ class OnlineLearner:
         self.metrics = Prequential(model.config.levels, self.config.window)
         self.engagement = EngagementHead(model.config.d_model, model.config.codes, model.config.seed)
         biases = [parameter for name, parameter in model.dense_parameters() if name.startswith("decoder.heads.") and name.endswith(".bias")]
-        known = {id(parameter) for parameter in biases}
+        recall = list(model.recall.parameters())
+        known = {id(parameter) for parameter in biases + recall}
         weights = [parameter for _, parameter in model.dense_parameters() if id(parameter) not in known]
         groups = [
             {"params": weights, "lr": self.config.lr, "base_lr": self.config.lr, "weight_decay": self.config.weight_decay},
             {"params": biases, "lr": self.config.bias_lr, "base_lr": self.config.bias_lr, "weight_decay": 0.0},
+            {"params": recall, "lr": self.config.recall_lr, "base_lr": self.config.recall_lr, "weight_decay": 0.0},
         ]
         fused = all(parameter.device.type in ("cpu", "cuda") for parameter in weights)
         self._optimizer = torch.optim.AdamW(groups, betas=self.config.betas, fused=fused)
         self._engagement_optimizer = torch.optim.Adam(self.engagement.parameters(), lr=1e-3, fused=fused)
-        self._weights = weights + biases
+        self._weights = weights + biases + recall
         self._touched = {name: torch.zeros(len(table), dtype=torch.bool) for name, table in model.tables().items()}
 
     def step(self, rows: Sequence[Any]) -> None:

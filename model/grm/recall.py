@@ -1,0 +1,65 @@
+"""Which code follows a prefix in what this person watched: counts over the history, weighted by a few learned numbers, added to the logits.
+
+People come back to a content and to a style, and hardly ever to the same video. A decoder needs thousands of targets to learn to copy
+and to avoid copying; three counts a level say it with three weights a level, which a hundred targets fit. `PrefixPrior` does the same for
+what everybody watches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.grm.presets import GrmConfig
+
+FEATURES = 3
+"""Liked videos of the same modality prefix, other videos of it, videos of the whole prefix; each as log(1 + count)."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Histories of B rows, at most S videos each.
+
+    Attributes:
+        codes: int64[B, S, L]; -1 where there is no video or none of a known SID.
+        liked: bool[B, S].
+    """
+
+    codes: Tensor
+    liked: Tensor
+
+    def to(self, device: torch.device | str) -> Memory:
+        return Memory(self.codes.to(device), self.liked.to(device))
+
+
+class HistoryPrior(nn.Module):
+    """History → logits of the next code.
+
+    A modality prefix is the codes of the same modality before this level: creative codes are counted whatever the content was.
+    """
+
+    def __init__(self, config: GrmConfig, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.codes = config.codes
+        self.starts = [0 if level < config.content_levels else config.content_levels for level in range(config.levels)]
+        self.weight = nn.Parameter(torch.zeros(config.levels, FEATURES, device=device))
+
+    def next(self, memory: Memory, codes: Tensor) -> Tensor:
+        """Logits float[B, W, codes] that follow int64[B, W, level]."""
+        level, start = codes.shape[-1], self.starts[codes.shape[-1]]
+        batch, beams = codes.shape[:2]
+        candidate = memory.codes[:, :, level]  # [B, S]
+        equal = memory.codes[:, None, :, :level] == codes[:, :, None, :]  # [B, W, S, level]
+        known = (candidate >= 0).unsqueeze(1)
+        same = equal[..., start:].all(-1) & known
+        liked = memory.liked.unsqueeze(1)
+        counted = torch.stack([same & liked, same & ~liked, equal.all(-1) & known], -1).to(self.weight.dtype)  # [B, W, S, 3]
+        index = candidate.clamp(min=0)[:, None, :, None].expand(counted.shape)
+        counts = counted.new_zeros(batch, beams, self.codes[level], FEATURES).scatter_add_(2, index, counted)
+        return counts.log1p() @ self.weight[level]
+
+    def forward(self, memory: Memory, targets: Tensor) -> list[Tensor]:
+        """Logits of every level along int64[B, L], float[B, codes] each."""
+        return [self.next(memory, targets[:, None, :level]).squeeze(1) for level in range(len(self.codes))]
