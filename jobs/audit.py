@@ -370,7 +370,9 @@ def served_sids_decode(events: Events, model_store: Path, answered: Mapping[str,
     return verdict("every served SID decodes under the stated bundle", faults, f"{len(stated)} served SIDs under {len(counts)} bundles")
 
 
-def cases_add_up(events: Events, answered: Mapping[str, int], items: int, *, logged: bool, unanswered: int = 0) -> Invariant:
+def cases_add_up(
+    events: Events, answered: Mapping[str, int], items: int, *, logged: bool, unanswered: int = 0, client: str = ""
+) -> Invariant:
     """Cases that clients were told = items that they got = (where the server logs its impressions) cases in the topic.
 
     A server that dies between its log and its answer leaves impressions that no client was told of, one that dies between its answer and
@@ -381,11 +383,13 @@ def cases_add_up(events: Events, answered: Mapping[str, int], items: int, *, log
         items: items that clients received in all.
         logged: whether the server logs impressions.
         unanswered: items that were asked for in requests without an answer.
+        client: what the ids of these clients' requests begin with; others may ask the same server.
     """
     told = sum(answered.values())
     faults: dict[str, list[Any]] = {"items unaccounted for": [] if told == items else [f"{told} of {items}"]}
     if logged:
-        served = [shown for shown in events.impressions.values() if shown.get("pipeline") not in (None, "replay")]
+        theirs = (shown for shown in events.impressions.values() if shown["request_id"].startswith(client))
+        served = [shown for shown in theirs if shown.get("pipeline") not in (None, "replay")]
         topic = Counter(shown.get("case") or "none" for shown in served)
         differing = [name for name in answered.keys() | topic.keys() if abs(answered.get(name, 0) - topic[name]) > unanswered]
         faults["cases that differ from the topic"] = [f"{name}: told {answered.get(name, 0)}, logged {topic[name]}" for name in differing]

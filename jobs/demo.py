@@ -175,6 +175,7 @@ def check(run: Run, settings: Settings, ends: Endpoints, traffic: Mapping[str, A
             traffic.get("items", 0),
             logged=settings.serving.log_impressions,
             unanswered=FEED * traffic.get("errors", 0),
+            client=traffic.get("client", ""),
         ),
         audit.videos_play(made, run.home / "videos"),
         audit.read_equals_rows_plus_dead_letters(events, letters),

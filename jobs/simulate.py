@@ -183,7 +183,8 @@ class Crowd:
         began = time.perf_counter()
         shown: list[Shown] = []
         try:
-            response = await self._http.post("/recommend", json={"user_id": user, "scene": SCENE, "count": count})
+            request = {"user_id": user, "scene": SCENE, "count": count, "request_id": self._book.next_request()}
+            response = await self._http.post("/recommend", json=request)
             answer = response.raise_for_status().json()
             self._book.answered(answer, (time.perf_counter() - began) * 1000)
             shown = [self._screen.show(item, answer["bundle_version"]) for item in answer["items"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import uuid
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,11 +26,18 @@ class Answers:
         self._path = home / "run" / "traffic.json"
         self._started = time.monotonic()
         self._written = 0.0
+        self._asked = 0
+        self.client = uuid.uuid4().hex[:12]  # its requests are told from those of others, say of somebody at the page, by this
         self.requests = self.errors = self.degraded = self.items = 0
         self.latency_ms: list[float] = []
         self.cases: Counter[str] = Counter()
         self.served: dict[str, set[str]] = {}  # bundle version → SIDs of what was served, codes joined by dots
         self.windows: list[Counter[str]] = []
+
+    def next_request(self) -> str:
+        """Id of the request that is asked next."""
+        self._asked += 1
+        return f"{self.client}-{self._asked}"
 
     def answered(self, answer: Mapping[str, Any], latency_ms: float) -> None:
         """Count a feed."""
@@ -61,6 +69,7 @@ class Answers:
         self._written = time.monotonic()
         windows = [{"from_s": n * WINDOW_S, "to_s": (n + 1) * WINDOW_S, **window} for n, window in enumerate(self.windows)]
         body = {
+            "client": self.client,
             "requests": self.requests,
             "errors": self.errors,
             "degraded": self.degraded,

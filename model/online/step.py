@@ -48,7 +48,7 @@ class LearnerConfig:
     weight_decay: float = 0.01
     clip: float = 1.0
     chunk: int = 32
-    recall_share: float = 0.25
+    recall_share: float = 0.5
     beam: int = 16
     window: int = 2000
     half_life: float = 2000.0

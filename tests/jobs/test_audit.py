@@ -175,6 +175,14 @@ def test_cases_may_differ_by_what_requests_without_an_answer_asked_for_and_no_mo
     assert not audit.cases_add_up(log.events(), {"miss": 12}, 12, logged=True, unanswered=10).holds
 
 
+def test_feeds_of_others_are_not_in_the_account_of_a_client(log):
+    log.impression("b", case="miss", pipeline="grm", request_id="me-1")
+    log.impression("c", case="exact_hit", pipeline="grm", request_id="somebody-1")
+    assert audit.cases_add_up(log.events(), {"miss": 1}, 1, logged=True, client="me-").holds
+    assert not audit.cases_add_up(log.events(), {"miss": 1}, 1, logged=True).holds
+    assert not audit.cases_add_up(log.events(), {}, 0, logged=True, client="me-").holds
+
+
 def test_a_served_sid_outside_its_bundle_is_found(log, tmp_path):
     header = json.dumps(
         {f"{f}.{n}": {"dtype": "F32", "shape": [4, 8], "data_offsets": [0, 0]} for f in ("content", "creative") for n in (0, 1)}
