@@ -163,14 +163,14 @@ function generation({ now, queue, videos, generators }) {
     return html("li", {}, html("span", { className: "code", textContent: wish.sid.join(".") }), html("span", { className: "meter" }, bar), html("span", { className: "quiet", textContent: waited }));
   }));
   if (!wanted.length) $("wanted").replaceChildren(html("li", { className: "none" }, html("span", { className: "quiet", textContent: "Every SID that was asked has a video" })));
-  const making = generators.map((one) => one.working_on?.split("|").at(-1)).filter(Boolean);
-  const made = Math.max(0, ...generators.map((one) => one.generated_in_all ?? 0));
+  const making = generators.map((one) => one.making?.split("|").at(-1)).filter(Boolean);
+  const made = Math.max(0, ...generators.map((one) => one.generated ?? 0));
   $("videos-note").textContent = !generators.length ? "no generator is here" : making.length ? `${made} made · now ${making.join(", ")}` : `${made} made · nothing to do`;
   const key = videos.newest.map((video) => video.uri).join();
   if (key === shownVideos && $("newest").childElementCount) return;
   shownVideos = key;
   $("newest").replaceChildren(...videos.newest.map((video) => {
-    const screen = html("video", { src: video.uri, muted: true, loop: true, playsInline: true, preload: "metadata" });
+    const screen = html("video", { src: `${video.uri}#t=1`, muted: true, loop: true, playsInline: true, preload: "metadata" });
     screen.onclick = () => { screen.muted = !screen.paused; screen.paused ? screen.play() : screen.pause(); };
     screen.onpointerenter = () => screen.play().catch(() => {});
     screen.onpointerleave = () => screen.pause();

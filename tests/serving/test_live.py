@@ -79,7 +79,7 @@ def test_the_pages_data_says_which_parts_are_missing(http, world):
     stats = http.get("/api/stats").json()
     assert set(stats["missing"]) == {"trainer", "writer", "inspector", "generator"}
     (world.run / "trainer.json").write_text(json.dumps({"prequential": [{"samples": 500}], "samples_per_s": 200}))
-    (world.run / "generator-0.json").write_text('{"working_on": null}')
+    (world.run / "generator-0.json").write_text('{"making": null}')
     (world.run / "writer.json").write_text('{"half')
     world.health["redis"] = False
     stats = http.get("/api/stats").json()
