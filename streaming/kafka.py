@@ -24,14 +24,22 @@ def producer(client: Client, **settings: Any) -> Producer:
     )
 
 
+# A broker answers a reader when it has this much for it, or when this long has passed: at a hundred events a second, answers to each of
+# ten readers for every single one were a third of a core.
+GATHERED_BYTES = 64 * 1024
+GATHERED_MS = 100
+
+
 def consumer(client: Client, group: str, topics: Sequence[str], *, from_start: bool = True, **settings: Any) -> Consumer:
-    """A consumer that sees committed records only and never commits by itself."""
+    """A consumer that sees committed records only, GATHERED_MS late at most, and never commits by itself."""
     reader = Consumer(
         {
             **client,
             "group.id": group,
             "isolation.level": "read_committed",
             "enable.auto.commit": False,
+            "fetch.min.bytes": GATHERED_BYTES,
+            "fetch.wait.max.ms": GATHERED_MS,
             "auto.offset.reset": "earliest" if from_start else "latest",
             **{key.replace("_", "."): value for key, value in settings.items()},
         }

@@ -16,6 +16,7 @@ import msgspec
 
 from streaming import records, topics
 from streaming.flink.columns import columns, quoted, text, usable
+from streaming.kafka import GATHERED_BYTES, GATHERED_MS
 
 DAY_S = 86_400
 EVENT_RECORDS: tuple[type[msgspec.Struct], ...] = (*topics.EVENT_SCHEMAS.values(), records.Heartbeat)
@@ -74,6 +75,8 @@ def source(client: Mapping[str, Any], group: str, names: Sequence[str]) -> dict[
         **java_client(client),
         "properties.group.id": group,
         "properties.isolation.level": "read_committed",
+        "properties.fetch.min.bytes": str(GATHERED_BYTES),
+        "properties.fetch.max.wait.ms": str(GATHERED_MS),
         "scan.startup.mode": "earliest-offset",
         "value.format": "json",
         "value.json.ignore-parse-errors": "true",
@@ -97,6 +100,7 @@ def sink(client: Mapping[str, Any], topic: str, *, exactly_once: str | None = No
         "topic": topic,
         **java_client(client),
         "properties.compression.type": "lz4",
+        "properties.linger.ms": "50",
         "value.format": "json",
         **delivery,
     }
