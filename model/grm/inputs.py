@@ -255,19 +255,20 @@ def collate(rows: Iterable[Row], vocabulary: Vocabulary, config: GrmConfig) -> G
     features = KeyedJaggedTensor(
         names, torch.from_numpy(np.concatenate(values)), lengths=torch.from_numpy(lengths.reshape(-1)), stride=total
     )
-    return GrmBatch(
-        features, torch.from_numpy(slot), torch.from_numpy(mask.reshape(batch, width)), _memory(entries, sids, durations, batch)
-    )
+    memory = _memory(entries, sids, durations, batch, values[1])
+    return GrmBatch(features, torch.from_numpy(slot), torch.from_numpy(mask.reshape(batch, width)), memory)
 
 
-def _memory(entries: _Entries, sids: Ints, durations: Ints, batch: int) -> Memory:
+def _memory(entries: _Entries, sids: Ints, durations: Ints, batch: int, item_rows: Ints) -> Memory:
     width = int(entries.rank.max(initial=-1)) + 1
     codes = np.full((batch, width, sids.shape[1]), -1, np.int64)
     liked = np.zeros((batch, width), bool)
+    items = np.full((batch, width), -1, np.int64)
     codes[entries.row, entries.rank] = sids
+    items[entries.row, entries.rank] = item_rows
     long = (entries.play_ms >= _LONG_VIEW_MS) | ((durations > 0) & (entries.play_ms >= durations))
     liked[entries.row, entries.rank] = (long | ((entries.kinds & _GOOD) > 0)) & ((entries.kinds & _BIT["hate"]) == 0)
-    return Memory(torch.from_numpy(codes), torch.from_numpy(liked))
+    return Memory(torch.from_numpy(codes), torch.from_numpy(liked), torch.from_numpy(items))
 
 
 def _merge(rows: Sequence[Row], config: GrmConfig) -> _Entries:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,6 +15,7 @@ from model.grm import beam, loss
 from model.grm.beam import Beams
 from model.grm.context import Context, ContextProcessor
 from model.grm.decoder import Decoder
+from model.grm.followers import FollowerPrior
 from model.grm.inputs import GrmBatch
 from model.grm.presets import GrmConfig
 from model.grm.prior import PrefixPrior
@@ -48,12 +49,16 @@ class Grm(nn.Module):
             self.decoder = Decoder(config, device)
             self.prior = PrefixPrior(config, device)
             self.recall = HistoryPrior(config, device)
+            self.followers = FollowerPrior(config, device)
             if device is None or device.type != "meta":
                 self.decoder.reset_parameters()
                 self.prior.reset_parameters()
 
-    def forward(self, batch: GrmBatch) -> Scores:
+    def forward(self, batch: GrmBatch, *, counted: bool = False) -> Scores:
         """Score the targets of a batch.
+
+        Args:
+            counted: the targets were counted as followers before (training in epochs); see `FollowerPrior.read`.
 
         Raises:
             ValueError: the batch has no targets, or one that is outside the codebooks.
@@ -61,10 +66,9 @@ class Grm(nn.Module):
         targets = self._targets(batch)
         hidden, _ = self.decoder(self.decoder.embed_all(targets), self.context(batch))
         states = [self.decoder.norms[level](hidden[:, 0, level]) for level in range(self.config.levels)]
-        usual, own = self.prior(targets), self.recall(batch.memory, targets)
-        logits = [
-            head(state) + usual[level] + own[level] for level, (head, state) in enumerate(zip(self.decoder.heads, states, strict=True))
-        ]
+        followers = self.followers.read(batch.memory, targets if counted else None)
+        priors = self.prior(targets), self.recall(batch.memory, targets), self.followers(followers, targets)
+        logits = [sum((prior[level] for prior in priors), self.decoder.heads[level](state)) for level, state in enumerate(states)]
         hit = torch.stack([level.argmax(1) for level in logits], 1) == targets
         return Scores(loss.level_log_prob(logits, targets), hit, states[-1])
 
@@ -79,7 +83,13 @@ class Grm(nn.Module):
     @torch.no_grad()
     def beam(self, batch: GrmBatch, widths: Sequence[int], trie: Trie | None = None) -> Beams:
         """The likeliest SIDs of every row; see `model.grm.beam.search`."""
-        return beam.search(self.decoder, [self.prior.next, partial(self.recall.next, batch.memory)], self.context(batch), widths, trie)
+        followed = self.followers.read(batch.memory)
+        priors: list[Callable[[Tensor], Tensor]] = [
+            self.prior.next,
+            partial(self.recall.next, batch.memory),
+            partial(self.followers.next, followed),
+        ]
+        return beam.search(self.decoder, priors, self.context(batch), widths, trie)
 
     @torch.no_grad()
     def encode(self, batch: GrmBatch) -> Context:
@@ -91,8 +101,9 @@ class Grm(nn.Module):
         return ((name, parameter) for name, parameter in self.named_parameters() if ".tables." not in name)
 
     def tables(self) -> dict[str, Tensor]:
-        """Embedding tables by name: float32[rows, d_sparse], the storage itself."""
-        return {name: module.weight.data for tables in self._collections() for name, module in tables.embedding_bags.items()}
+        """Tables by name, the storage itself: embeddings float32[rows, d_sparse], and the followers float32[rows, followers, L + 1]."""
+        tables = {name: module.weight.data for tables in self._collections() for name, module in tables.embedding_bags.items()}
+        return tables | {"followers": self.followers.table}
 
     def table_momenta(self) -> dict[str, Tensor]:
         """Row-wise Adagrad's sum of squares by table: float32[rows], the storage itself.

@@ -21,6 +21,7 @@ class GrmConfig:
         events: history events read per sample, newest first (one video may have several).
         history: videos kept of them.
         content_levels: levels of the SID that are content; the others are creative.
+        followers: SIDs remembered of what people watched after a video, per video.
         sparse_lr: rate of the fused row-wise Adagrad of the embedding tables; `prefix_lr` that of the prior on prefixes.
     """
 
@@ -42,6 +43,7 @@ class GrmConfig:
     context_splits: int = 1
     context_groups: int = 1
     content_levels: int = 2
+    followers: int = 16
     sparse_lr: float = 0.05
     prefix_lr: float = 0.2
     seed: int = 0

@@ -23,15 +23,17 @@ class Memory:
     """Histories of B rows, at most S videos each.
 
     Attributes:
-        codes: int64[B, S, L]; -1 where there is no video or none of a known SID.
+        codes: int64[B, S, L], newest first; -1 where there is no video or none of a known SID.
         liked: bool[B, S].
+        items: int64[B, S], table row of each video; -1 where there is none.
     """
 
     codes: Tensor
     liked: Tensor
+    items: Tensor
 
     def to(self, device: torch.device | str) -> Memory:
-        return Memory(self.codes.to(device), self.liked.to(device))
+        return Memory(self.codes.to(device), self.liked.to(device), self.items.to(device))
 
 
 class HistoryPrior(nn.Module):

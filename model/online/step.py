@@ -32,7 +32,7 @@ class LearnerConfig:
     Attributes:
         lr: AdamW's rate for the dense weights, reached after `warmup` steps.
         bias_lr: rate of the heads' biases, which hold how popular each code is and have to follow it.
-        recall_lr: rate of the few weights of the counts over a person's history.
+        recall_lr: rate of the few weights of the counts over a person's history and over what followed it elsewhere.
         chunk: targets per optimizer step; a batch of samples has several.
         recall_share: share of the targets for which a beam search is run; the same ones in every run.
         beam: widths of that search.
@@ -101,7 +101,7 @@ class OnlineLearner:
         self.metrics = Prequential(model.config.levels, self.config.window)
         self.engagement = EngagementHead(model.config.d_model, model.config.codes, model.config.seed)
         biases = [parameter for name, parameter in model.dense_parameters() if name.startswith("decoder.heads.") and name.endswith(".bias")]
-        recall = list(model.recall.parameters())
+        recall = [*model.recall.parameters(), *model.followers.parameters()]
         known = {id(parameter) for parameter in biases + recall}
         weights = [parameter for _, parameter in model.dense_parameters() if id(parameter) not in known]
         groups = [
@@ -290,7 +290,9 @@ class OnlineLearner:
         self.counters.steps += 1
         for name, rows in batch.features.to_dict().items():
             self._touched[name][rows.values()] = True
-        self._touched["prefix"][self.model.prior.rows_of(self._target_tensor(batch))] = True
+        codes = self._target_tensor(batch)
+        self._touched["prefix"][self.model.prior.rows_of(codes)] = True
+        self._touched["followers"][self.model.followers.learn(batch.memory, codes)] = True
         return detached
 
     def _schedule(self) -> None:

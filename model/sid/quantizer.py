@@ -65,6 +65,54 @@ def encode(vectors: Vectors, codebooks: Sequence[Vectors]) -> Codes:
     return codes
 
 
+def separate(vectors: Vectors, codebooks: Sequence[Vectors], codes: Codes, taken: Codes | None = None) -> Codes:
+    """Give every vector a SID that no other has, changing as little as possible of the last levels.
+
+    Of those that share a SID the one nearest to its reconstruction keeps it; each other one takes the nearest code of the last level that
+    is free under its prefix, and where a prefix is full, one under the next nearest code of the level before.
+
+    Args:
+        vectors, codes: as encode() takes and returns them.
+        taken: SIDs int32[M, levels] that are given away already; they do not change.
+
+    Raises:
+        ValueError: more vectors share all levels but the last two than there are codes for.
+    """
+    levels = len(codebooks)
+    used = {tuple(sid) for sid in taken.tolist()} if taken is not None else set()
+    found = codes.copy()
+    wrong = ((vectors - decode(codes, codebooks)) ** 2).sum(axis=1)
+    crowded = []
+    for row in np.argsort(wrong, kind="stable").tolist():
+        sid = tuple(codes[row].tolist())
+        if sid in used:
+            crowded.append(row)
+        used.add(sid)
+    for row in crowded:
+        place = _free(vectors[row], codebooks, codes[row], used)
+        if place is None:
+            raise ValueError(
+                f"vector {row}: every SID under the first {levels - 2} codes of {codes[row].tolist()} is taken; use more codes"
+            )
+        used.add(place)
+        found[row] = place
+    return found
+
+
+def _free(vector: Vectors, codebooks: Sequence[Vectors], codes: Codes, used: set[tuple[int, ...]]) -> tuple[int, ...] | None:
+    """The nearest SID that is not used, among those with the same codes at all levels but the last two."""
+    kept = tuple(codes[:-2].tolist())
+    rest = vector - sum(codebook[code] for codebook, code in zip(codebooks, kept, strict=False))
+    before = np.argsort(((rest - codebooks[-2]) ** 2).sum(axis=1), kind="stable") if len(codebooks) > 1 else [None]
+    for middle in before:
+        left = rest if middle is None else rest - codebooks[-2][middle]
+        prefix = kept if middle is None else (*kept, int(middle))
+        for last in np.argsort(((left - codebooks[-1]) ** 2).sum(axis=1), kind="stable").tolist():
+            if (*prefix, last) not in used:
+                return (*prefix, last)
+    return None
+
+
 def decode(codes: Codes, codebooks: Sequence[Vectors]) -> Vectors:
     """Reconstruction float32[N, d]: the sum of the centroids that the codes (int[N, levels]) name."""
     total = codebooks[0][codes[:, 0]].astype(np.float32)

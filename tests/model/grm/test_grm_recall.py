@@ -12,6 +12,7 @@ from model.grm.recall import HistoryPrior, Memory
 
 CODES = (3, 2, 4, 2)
 MEMORY = Memory(
+    items=torch.tensor([[0, 1, 2, -1], [-1] * 4]),
     codes=torch.tensor([[[0, 1, 3, 0], [0, 1, 3, 1], [2, 0, 3, 1], [-1, -1, -1, -1]], [[-1] * 4] * 4]),
     liked=torch.tensor([[True, False, False, True], [False] * 4]),
 )
@@ -61,5 +62,5 @@ def test_a_target_is_scored_as_the_search_would_score_its_prefixes(prior: Histor
 
 
 def test_without_any_history_it_says_nothing(prior: HistoryPrior) -> None:
-    nobody = Memory(torch.empty(2, 0, 4, dtype=torch.int64), torch.empty(2, 0, dtype=torch.bool))
+    nobody = Memory(torch.empty(2, 0, 4, dtype=torch.int64), torch.empty(2, 0, dtype=torch.bool), torch.empty(2, 0, dtype=torch.int64))
     assert not any(level.any() for level in prior(nobody, torch.tensor([[0, 1, 3, 1], [2, 0, 1, 0]])))

@@ -153,7 +153,7 @@ def test_touched_rows_are_the_rows_that_changed(world: SmallWorld) -> None:
     feed(target, [msgspec.structs.replace(sample, impression_id=f"again {sample.impression_id}") for sample in world.samples(32)])
     touched = target.take_touched()
     for name, table in target.model.tables().items():
-        changed = set((table != before[name]).any(1).nonzero().squeeze(1).tolist())
+        changed = set((table != before[name]).flatten(1).any(1).nonzero().squeeze(1).tolist())
         assert changed <= set(touched[name].tolist())
     assert len(touched["item"]) < len(target.model.tables()["item"])
     assert all(len(rows) == 0 for rows in target.take_touched().values())

@@ -97,3 +97,30 @@ def test_no_progress_is_reported_more_or_less_often_than_announced() -> None:
 def test_vectors_that_have_no_codebook_are_refused(vectors: np.ndarray) -> None:
     with pytest.raises(ValueError, match="at least one is needed"):
         quantizer.fit(vectors, 1, 4, 0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_separated_sids_are_unique_keep_the_nearest_in_place_and_change_late_levels_only(seed: int) -> None:
+    vectors = np.repeat(np.random.default_rng(seed).standard_normal((40, 6)).astype(np.float32), 5, axis=0)
+    books = quantizer.fit(vectors, 3, 8, seed)
+    codes = quantizer.encode(vectors, books)
+    unique = quantizer.separate(vectors, books, codes)
+    assert len(np.unique(unique, axis=0)) == len(vectors)
+    assert (unique[:, 0] == codes[:, 0]).all()
+    kept = (unique == codes).all(axis=1)
+    assert kept.sum() == len(np.unique(codes, axis=0))
+
+
+def test_items_that_come_later_leave_the_sids_of_the_others_alone() -> None:
+    vectors = np.random.default_rng(0).standard_normal((60, 6)).astype(np.float32)
+    books = quantizer.fit(vectors, 2, 16, 0)
+    first = quantizer.separate(vectors[:40], books, quantizer.encode(vectors[:40], books))
+    later = quantizer.separate(vectors[40:], books, quantizer.encode(vectors[40:], books), taken=first)
+    assert len(np.unique(np.concatenate([first, later]), axis=0)) == 60
+
+
+def test_more_vectors_than_sids_are_refused() -> None:
+    vectors = np.ones((5, 3), np.float32)
+    books = [np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)]
+    with pytest.raises(ValueError, match="use more codes"):
+        quantizer.separate(vectors, books, quantizer.encode(vectors, books))
