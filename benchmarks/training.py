@@ -118,7 +118,7 @@ def learners(rng: np.random.Generator) -> dict[str, OnlineLearner]:
         owner.tables = PlainTables({name: module.weight.detach() for name, module in owner.tables.embedding_bags.items()})
         groups.append({"params": list(owner.tables.parameters()), "lr": rate})
     plain = OnlineLearner(plain_model, known)
-    plain._optimizer = Together(plain._optimizer, torch.optim.Adagrad(groups))  # type: ignore[assignment]
+    plain.fitter.optimizer = Together(plain.fitter.optimizer, torch.optim.Adagrad(groups))  # type: ignore[assignment]
     return {"fused": fused, "plain": plain}
 
 

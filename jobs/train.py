@@ -190,7 +190,7 @@ class Trainer:
         if learner.counters.steps == self._steps_published:
             return
         began = time.monotonic()
-        taken = self._publisher.take(learner.model, learner.take_touched(), learner.vocabulary.generated)
+        taken = self._publisher.take(learner.model, learner.fitter.take_touched(), learner.vocabulary.generated)
         offsets = {topics.SAMPLES: dict(sorted(self._next.items()))}
         windows = learner.metrics.windows()
         metrics: dict[str, Any] = {"recall_at_10": learner.metrics.recall(), "window": windows[-1] if windows else None}

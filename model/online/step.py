@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.grm import Grm, GrmBatch, Scores, Vocabulary, collate
-from model.grm.loss import token_cross_entropy
+from model.grm.fit import FitConfig, Fitter, restore_slots, slots
 from model.online.engagement import LABELS, EngagementHead, engagement_loss
 from model.online.floors import Floors
 from model.online.metrics import Prequential
@@ -30,9 +30,6 @@ class LearnerConfig:
     """How the learner learns; sizes of the model itself are in `GrmConfig`.
 
     Attributes:
-        lr: AdamW's rate for the dense weights, reached after `warmup` steps.
-        bias_lr: rate of the heads' biases, which hold how popular each code is and have to follow it.
-        recall_lr: rate of the few weights of the counts over a person's history and over what followed it elsewhere.
         chunk: targets per optimizer step; a batch of samples has several.
         recall_share: share of the targets for which a beam search is run; the same ones in every run.
         beam: widths of that search.
@@ -40,13 +37,7 @@ class LearnerConfig:
         half_life: of the popularity floor, in targets.
     """
 
-    lr: float = 1e-3
-    bias_lr: float = 1e-2
-    recall_lr: float = 1e-1
-    warmup: int = 20
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = 0.01
-    clip: float = 1.0
+    fit: FitConfig = field(default_factory=FitConfig)
     chunk: int = 32
     recall_share: float = 0.5
     beam: int = 16
@@ -100,20 +91,8 @@ class OnlineLearner:
         self.floors = Floors(vocabulary, self.config.half_life)
         self.metrics = Prequential(model.config.levels, self.config.window)
         self.engagement = EngagementHead(model.config.d_model, model.config.codes, model.config.seed)
-        biases = [parameter for name, parameter in model.dense_parameters() if name.startswith("decoder.heads.") and name.endswith(".bias")]
-        recall = [*model.recall.parameters(), *model.followers.parameters()]
-        known = {id(parameter) for parameter in biases + recall}
-        weights = [parameter for _, parameter in model.dense_parameters() if id(parameter) not in known]
-        groups = [
-            {"params": weights, "lr": self.config.lr, "base_lr": self.config.lr, "weight_decay": self.config.weight_decay},
-            {"params": biases, "lr": self.config.bias_lr, "base_lr": self.config.bias_lr, "weight_decay": 0.0},
-            {"params": recall, "lr": self.config.recall_lr, "base_lr": self.config.recall_lr, "weight_decay": 0.0},
-        ]
-        fused = all(parameter.device.type in ("cpu", "cuda") for parameter in weights)
-        self._optimizer = torch.optim.AdamW(groups, betas=self.config.betas, fused=fused)
-        self._engagement_optimizer = torch.optim.Adam(self.engagement.parameters(), lr=1e-3, fused=fused)
-        self._weights = weights + biases + recall
-        self._touched = {name: torch.zeros(len(table), dtype=torch.bool) for name, table in model.tables().items()}
+        self.fitter = Fitter(model, self.config.fit)
+        self._engagement_optimizer = torch.optim.Adam(self.engagement.parameters(), lr=1e-3, fused=True)
 
     def step(self, rows: Sequence[Any]) -> None:
         """Score, learn and record samples (`streaming.records.Sample` or alike), in their order.
@@ -154,21 +133,11 @@ class OnlineLearner:
         beams = self.model.beam(collate(rows, self.vocabulary, self.model.config), [width] * (levels - 1) + [RECALL_AT])
         return [[tuple(sid) for sid in found] for found in beams.sids.tolist()]
 
-    def take_touched(self) -> dict[str, Tensor]:
-        """Rows of every table (int64[n], ascending) that learning has read since the last call."""
-        taken = {name: rows.nonzero().squeeze(1) for name, rows in self._touched.items()}
-        for rows in self._touched.values():
-            rows.zero_()
-        return taken
-
     def state(self) -> LearnerState:
         """A copy that later learning does not change."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        tensors |= {f"momentum.{name}": tensor for name, tensor in self.model.table_momenta().items()}
+        tensors = self.fitter.state()
         tensors |= {f"engagement.{name}": tensor for name, tensor in self.engagement.state_dict().items()}
-        for prefix, optimizer in (("adam", self._optimizer), ("engagement_adam", self._engagement_optimizer)):
-            for index, slots in optimizer.state_dict()["state"].items():
-                tensors |= {f"{prefix}.{index}.{name}": slot for name, slot in slots.items()}
+        tensors |= slots(self._engagement_optimizer, "engagement_adam")
         tensors |= {f"ledger.{name}": tensor for name, tensor in self.ledger.state().items()}
         tensors["rng"] = torch.get_rng_state()
         facts = {
@@ -189,19 +158,12 @@ class OnlineLearner:
         for name, tensor in state.tensors.items():
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = tensor
+        self.fitter.restore(state.tensors)
         try:
-            self.model.load_state_dict(parts["model"])
             self.engagement.load_state_dict(parts["engagement"])
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"a checkpoint of another model: {error}") from error
-        for name, momentum in self.model.table_momenta().items():
-            momentum.copy_(parts["momentum"][name])
-        for part, optimizer in (("adam", self._optimizer), ("engagement_adam", self._engagement_optimizer)):
-            slots: dict[int, dict[str, Tensor]] = {}
-            for name, tensor in parts.get(part, {}).items():
-                index, _, slot = name.partition(".")
-                slots.setdefault(int(index), {})[slot] = tensor.clone()
-            optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
+        restore_slots(self._engagement_optimizer, "engagement_adam", state.tensors)
         self.ledger.restore(parts["ledger"])
         torch.set_rng_state(state.tensors["rng"])
         self.counters = Counters(**state.facts["counters"])
@@ -275,30 +237,14 @@ class OnlineLearner:
 
     def _learn(self, batch: GrmBatch, targets: Sequence[_Target]) -> Scores:
         """One optimizer step; returns what the model said before it."""
-        self._schedule()
-        scores = self.model(batch)
-        loss = token_cross_entropy(scores.log_prob, torch.tensor([target.weight for target in targets], dtype=torch.float32))
-        detached = Scores(scores.log_prob.detach(), scores.hit, scores.summary.detach())
-        if not math.isfinite(loss.item()):
+        weight = torch.tensor([target.weight for target in targets], dtype=torch.float32)
+        scores, taken = self.fitter.step(batch, weight)
+        if taken:
+            self.counters.steps += 1
+        else:
             self.counters.skipped_steps += 1
             log.warning("step skipped reason=loss_not_finite samples=%s", [target.row.sample_id for target in targets])
-            return detached
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # the tables are updated in here
-        torch.nn.utils.clip_grad_norm_(self._weights, self.config.clip)
-        self._optimizer.step()
-        self.counters.steps += 1
-        for name, rows in batch.features.to_dict().items():
-            self._touched[name][rows.values()] = True
-        codes = self._target_tensor(batch)
-        self._touched["prefix"][self.model.prior.rows_of(codes)] = True
-        self._touched["followers"][self.model.followers.learn(batch.memory, codes)] = True
-        return detached
-
-    def _schedule(self) -> None:
-        warm = min(1.0, (self.counters.steps + 1) / self.config.warmup)
-        for group in self._optimizer.param_groups:
-            group["lr"] = group["base_lr"] * warm
+        return scores
 
     def _engage(self, seen: Sequence[tuple[Sequence[_Target], Scores, Tensor]]) -> None:
         """Predict clicks and long views of everything that was scored, record, then fit the head once."""

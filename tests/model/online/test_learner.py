@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from model.grm import Grm, collate
+from model.grm.fit import FitConfig
 from model.online.step import LearnerConfig, LearnerState, OnlineLearner
 from streaming.records import Labels, Sample
 from tests.model.conftest import SmallWorld, small_config, small_world
 
-CONFIG = LearnerConfig(lr=3e-3, window=100, beam=12, recall_share=1.0, chunk=32, warmup=5)
+CONFIG = LearnerConfig(FitConfig(lr=3e-3, warmup=5), window=100, beam=12, recall_share=1.0, chunk=32)
 
 
 def learner(config: LearnerConfig = CONFIG) -> OnlineLearner:
@@ -148,12 +149,12 @@ def test_weights_that_broke_are_not_made_worse(world: SmallWorld) -> None:
 def test_touched_rows_are_the_rows_that_changed(world: SmallWorld) -> None:
     target = learner()
     feed(target, world.samples(64))
-    target.take_touched()
+    target.fitter.take_touched()
     before = {name: table.clone() for name, table in target.model.tables().items()}
     feed(target, [msgspec.structs.replace(sample, impression_id=f"again {sample.impression_id}") for sample in world.samples(32)])
-    touched = target.take_touched()
+    touched = target.fitter.take_touched()
     for name, table in target.model.tables().items():
         changed = set((table != before[name]).flatten(1).any(1).nonzero().squeeze(1).tolist())
         assert changed <= set(touched[name].tolist())
     assert len(touched["item"]) < len(target.model.tables()["item"])
-    assert all(len(rows) == 0 for rows in target.take_touched().values())
+    assert all(len(rows) == 0 for rows in target.fitter.take_touched().values())

@@ -128,7 +128,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, learner: Onlin
 
 
 def publish(publisher: Publisher, learner: OnlineLearner, samples: int = 0) -> str:
-    taken = publisher.take(learner.model, learner.take_touched(), learner.vocabulary.generated)
+    taken = publisher.take(learner.model, learner.fitter.take_touched(), learner.vocabulary.generated)
     manifest, uri = publisher.publish(
         taken, learner.model.config, offsets={"samples": {0: 5}}, watermark_ts=9, samples_trained=samples, metrics={"a": 1}
     )
@@ -218,7 +218,7 @@ def test_a_store_without_a_model_says_so(tmp_path: Path) -> None:
 def test_a_version_that_fails_to_be_written_is_followed_by_a_full_one(tmp_path: Path, learner: OnlineLearner, world: SmallWorld) -> None:
     store = ModelStore(tmp_path)
     publisher = Publisher(store, "b1", full_share=1.0)
-    publisher.take(learner.model, learner.take_touched(), {})  # the write never happened
+    publisher.take(learner.model, learner.fitter.take_touched(), {})  # the write never happened
     learner.step(world.samples(160)[140:])
     publish(publisher, learner)
     assert load_current(store).manifest.base is None

@@ -1,0 +1,136 @@
+"""One optimizer step of the model: the dense weights by AdamW, the embedding tables by their fused optimizers, the counts by counting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.grm.inputs import GrmBatch
+from model.grm.loss import token_cross_entropy
+from model.grm.model import Grm, Scores
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Rates of the dense weights; those of the tables are in `GrmConfig`.
+
+    Attributes:
+        lr: AdamW's rate, reached after `warmup` steps.
+        bias_lr: rate of the heads' biases, which hold how popular each code is and have to follow it.
+        count_lr: rate of the few weights that say what counts are worth, over a person's history and over what followed it elsewhere.
+    """
+
+    lr: float = 1e-3
+    bias_lr: float = 1e-2
+    count_lr: float = 1e-1
+    warmup: int = 20
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = 0.01
+    clip: float = 1.0
+
+
+class Fitter:
+    """A model, its optimizer, and which rows of which table were learned. Equal batches in equal order give equal weights on one thread."""
+
+    def __init__(self, model: Grm, config: FitConfig | None = None) -> None:
+        self.model, self.config = model, config or FitConfig()
+        self.steps = 0
+        biases = [parameter for name, parameter in model.dense_parameters() if name.startswith("decoder.heads.") and name.endswith(".bias")]
+        counts = [*model.recall.parameters(), *model.followers.parameters()]
+        apart = {id(parameter) for parameter in biases + counts}
+        weights = [parameter for _, parameter in model.dense_parameters() if id(parameter) not in apart]
+        rates = (
+            (weights, self.config.lr, self.config.weight_decay),
+            (biases, self.config.bias_lr, 0.0),
+            (counts, self.config.count_lr, 0.0),
+        )
+        groups = [{"params": of, "lr": lr, "base_lr": lr, "weight_decay": decay} for of, lr, decay in rates]
+        fused = all(parameter.device.type in ("cpu", "cuda") for parameter in weights)
+        self.optimizer = torch.optim.AdamW(groups, betas=self.config.betas, fused=fused)
+        self._weights = weights + biases + counts
+        self._touched = {name: torch.zeros(len(table), dtype=torch.bool) for name, table in model.tables().items()}
+
+    def step(self, batch: GrmBatch, weight: Tensor, *, rate: float = 1.0, epochs: bool = False) -> tuple[Scores, bool]:
+        """Score the targets, then learn them.
+
+        Args:
+            weight: float[B], what each target is worth.
+            rate: share of the configured rates, for a schedule.
+            epochs: the targets are learned again and again and were counted as followers before the first time; they are not counted here.
+
+        Returns:
+            What the model said before the step, without gradients, and whether it was taken: not where the loss is not finite.
+
+        Raises:
+            ValueError: the batch has no targets, or one outside the codebooks.
+        """
+        warm = min(1.0, (self.steps + 1) / self.config.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base_lr"] * warm * rate
+        scores = self.model(batch, counted=epochs)
+        loss = token_cross_entropy(scores.log_prob, weight)
+        said = Scores(scores.log_prob.detach(), scores.hit, scores.summary.detach())
+        if not math.isfinite(loss.item()):
+            return said, False
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # the tables are updated in here
+        torch.nn.utils.clip_grad_norm_(self._weights, self.config.clip)
+        self.optimizer.step()
+        self.steps += 1
+        for name, rows in batch.features.to_dict().items():
+            self._touched[name][rows.values()] = True
+        assert batch.targets is not None
+        self._touched["prefix"][self.model.prior.rows_of(batch.targets)] = True
+        if not epochs:
+            self._touched["followers"][self.model.followers.learn(batch.memory, batch.targets)] = True
+        return said, True
+
+    def take_touched(self) -> dict[str, Tensor]:
+        """Rows of every table (int64[n], ascending) that learning has read since the last call."""
+        taken = {name: rows.nonzero().squeeze(1) for name, rows in self._touched.items()}
+        for rows in self._touched.values():
+            rows.zero_()
+        return taken
+
+    def state(self) -> dict[str, Tensor]:
+        """Weights, momenta and slots by name: the storage itself, to be copied by whoever keeps it."""
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        tensors |= {f"momentum.{name}": tensor for name, tensor in self.model.table_momenta().items()}
+        return tensors | slots(self.optimizer, "adam") | {"steps": torch.tensor(self.steps)}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Continue exactly where `state` was taken.
+
+        Raises:
+            ValueError: it is of a model of another shape.
+        """
+        weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
+        try:
+            self.model.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(f"a checkpoint of another model: {error}") from error
+        for name, momentum in self.model.table_momenta().items():
+            momentum.copy_(tensors[f"momentum.{name}"])
+        restore_slots(self.optimizer, "adam", tensors)
+        self.steps = int(tensors["steps"])
+
+
+def slots(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """An optimizer's tensors as `<prefix>.<parameter>.<slot>`."""
+    state = optimizer.state_dict()["state"]
+    return {f"{prefix}.{index}.{name}": slot for index, of in state.items() for name, slot in of.items()}
+
+
+def restore_slots(optimizer: torch.optim.Optimizer, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `slots` gave."""
+    found: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part == prefix:
+            index, _, slot = rest.partition(".")
+            found.setdefault(int(index), {})[slot] = tensor.clone()
+    optimizer.load_state_dict({"state": found, "param_groups": optimizer.state_dict()["param_groups"]})
