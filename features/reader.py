@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from redis import Redis
 
-from features.layout import JSON_TAG, ViewLayout, layouts_key, length_prefixed, milliseconds
+from features.layout import JSON_TAG, ViewLayout, layouts_key, length_prefixed, milliseconds, offsets_key
 from streaming.records import HistoryEntry
 
 HISTORY_VIEW, HISTORY_FEATURE = "user_history", "entries"
@@ -107,6 +107,10 @@ class FeatureReader:
         kind = np.dtype([("event_timestamp", ">i8"), ("values", "<f8", (width,))])
         table = np.frombuffer(b"".join([value or unknown for value in stored]), kind)
         return Values(names(layout), table["values"], table["event_timestamp"].astype(np.int64))
+
+    def written(self) -> dict[str, int]:
+        """The next offset to be written, by `topic:partition`: rows before it can be read here; empty where nothing was written yet."""
+        return {place.decode(): int(offset) for place, offset in self._redis.hgetall(offsets_key(self._project)).items()}
 
     def close(self) -> None:
         self._redis.close()

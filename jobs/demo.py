@@ -21,6 +21,7 @@ from tqdm import tqdm
 from jobs import audit
 from jobs.audit import Invariant
 from jobs.audit_features import online_features_equal
+from jobs.drain import FeatureDrain
 from jobs.observer import Observer, percentiles
 from jobs.process import Endpoints, endpoints
 from jobs.report import commit, machine, read_json, render
@@ -139,14 +140,15 @@ def drive(run: Run, observer: Observer, bar: tqdm) -> dict[str, Any]:
     return read_json(run.home / "run" / "traffic.json")
 
 
-def drained(run: Run, observer: Observer) -> bool:
-    """Whether every impression has its sample, the last labels their corrections, and the trainer has learned from all of them.
+def drained(run: Run, observer: Observer, features: FeatureDrain) -> bool:
+    """Whether every impression has its sample, the last labels their corrections and their features, and the trainer has learned from all.
 
     Nobody knows how many corrections there will be before the audit counts them, so samples must have ceased for a while.
     """
     trainer = read_json(run.home / "run" / "trainer.json")
     ceased = time.time() - observer.last_sample > SETTLED_S
-    return observer.initial_samples >= observer.impressions and ceased and trainer.get("lag", 1) == 0
+    learned = observer.initial_samples >= observer.impressions and ceased and trainer.get("lag", 1) == 0
+    return learned and features.reached(observer.known.newest)
 
 
 def check(run: Run, settings: Settings, ends: Endpoints, traffic: Mapping[str, Any], bar: tqdm) -> tuple[dict[str, Any], list[Invariant]]:
@@ -254,7 +256,9 @@ def bounded(run: Run, settings: Settings, target: Path | None) -> bool:
         observer.start()
         traffic = drive(run, observer, bar)
         stage("traffic")
-        wait_for("draining", lambda: drained(run, observer), settings.samples.label_window_s + DRAIN_S, bar)
+        features = feature_drain(ends)
+        wait_for("draining", lambda: drained(run, observer, features), settings.samples.label_window_s + DRAIN_S, bar)
+        features.close()
         stage("drained")
         observer.close()
         report: dict[str, Any] = {"machine": machine(), "commit": commit(), "command": " ".join(sys.argv), "seconds": 0.0}
@@ -290,6 +294,13 @@ def watch(run: Run, settings: Settings, ends: Endpoints) -> Observer:
         feature_delay_ms=int(settings.features.disorder_s * 1000),
         supervised=read_json(run.home / "state.json").get("pids", {}).get("supervisor"),
     )
+
+
+def feature_drain(ends: Endpoints) -> FeatureDrain:
+    from features.reader import FeatureReader
+    from features.repository import registered_views
+
+    return FeatureDrain(ends.kafka, [view.name for view in registered_views(ends.feature_repo)], FeatureReader(ends.redis_url).written)
 
 
 def page(run: Run, settings: Settings) -> None:

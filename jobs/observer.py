@@ -26,6 +26,7 @@ import msgspec
 import psutil
 from confluent_kafka import Consumer, Message, TopicPartition
 
+from jobs.drain import KnownTime
 from model.store import ModelStore, StoreError
 from streaming import topics
 from streaming.kafka import consumer
@@ -47,6 +48,7 @@ class EventTime(msgspec.Struct):
     ts: int = 0
     user_id: int = -1
     schema: str = ""
+    event_id: str = ""
     impression_id: str = ""
 
 
@@ -124,6 +126,7 @@ class Observer:
         self._served: list[tuple[int, float]] = []  # impression's ts, wall
         self._candidates: deque[tuple[int, int, float]] = deque(maxlen=256)  # user, label's ts, wall of receipt
         self._features: list[tuple[int, float, float]] = []  # known-at time, wall of receipt, wall of reading
+        self.known = KnownTime(feature_delay_ms)
         self.peak_bytes = 0
         self.initial_samples = 0
         self.last_sample = 0.0  # wall-clock seconds at which the last sample of any kind was received
@@ -164,6 +167,8 @@ class Observer:
             appended = message.timestamp()[1]
             place = (message.topic() or "", message.partition() or 0)
             self.clock.advance(place, min(event.ts, appended), wall)
+            if event.impression_id:
+                self.known.add(place[0], event.event_id, event.impression_id, event.ts, appended)
             if place[0] == topics.IMPRESSIONS and event.schema == "impression/1":
                 self.impressions += 1
             elif place[0] == topics.WATCHES and event.schema == "watch/1":
