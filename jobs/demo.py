@@ -32,7 +32,7 @@ from streaming import topics
 # Simulated people live fast: their labels arrive within seconds of the impression, so a short window sees most of them.
 SIMULATED = {"samples": {"label_window_s": 12, "disorder_s": 1}, "publish": {"every_s": 8}}
 REPLAYED = {"serving": {"log_impressions": False}, "publish": {"every_s": 8}}
-DRAIN_S = 90
+DRAIN_S = 180
 SETTLED_S = 4  # longer than a checkpoint of the samples job takes to show its rows
 FEED = 10  # videos that the demo's clients ask for at once
 
