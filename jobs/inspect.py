@@ -27,6 +27,7 @@ GROUP: Final = "inspector"
 BATCH: Final = 5_000
 QUIET_S: Final = 2.0  # offsets without dead letters are committed this often
 REMEMBERED: Final = 100_000  # places of recent dead letters: an array of several faulty rows is rejected once for each
+STAMP_AGAIN_S: Final = 30.0
 SUSPECTS_BYTES: Final = 32 * 2**20  # faulty bodies kept until Flink's verdict comes; others are fetched again
 
 Place = tuple[str, int, int]  # topic, partition, offset
@@ -79,7 +80,7 @@ class LiveClock(threading.Thread):
 
     def __init__(self, client: Client, stop: Stop, started: bool) -> None:
         super().__init__(name="live-clock", daemon=True)
-        self._producer, self._stop_signal = producer(client), stop
+        self._client, self._producer, self._stop_signal = client, producer(client), stop
         self._beats = Heartbeats(self._producer, partitions(client))
         self.live = threading.Event()
         if started:
@@ -92,13 +93,25 @@ class LiveClock(threading.Thread):
             self.live.set()
 
     def run(self) -> None:
+        due, stamped = 0.0, False
         while not self._stop_signal.is_set():
             if self.live.wait(0.2):
+                if not stamped and time.monotonic() >= due:
+                    stamped, due = self._stamped(), time.monotonic() + STAMP_AGAIN_S
                 now = time.time_ns() // 1_000_000
                 self._beats.send(now, now)
                 self._producer.poll(0)
                 self._stop_signal.wait(EVERY_MS / 1000)
         self._producer.flush(5)
+
+    def _stamped(self) -> bool:
+        """Whether the broker now stamps records when it appends them; without the right to ask for that, time moves on all the same."""
+        try:
+            topics.stamp_on_append(self._client, topics.EVENT_TOPICS)
+        except KafkaException as error:
+            log.warning('event=record_times_are_the_producers_own reason="%s"', error.args[0].str())
+            return False
+        return True
 
 
 def buried(client: Client) -> Iterator[DeadLetter]:

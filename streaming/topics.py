@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from confluent_kafka import KafkaError, KafkaException
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
 
 from streaming import records
 
@@ -50,8 +50,9 @@ def specs(
 ) -> list[TopicSpec]:
     """Every topic of the system; pure.
 
-    Record times are the producers' (`CreateTime`): a replay stamps its records with the log's times, which may be years ago. Retention by
-    time would delete those at once, so only a deployment without replays wants it; the size bounds the topics otherwise.
+    Record times are the producers' (`CreateTime`) until live traffic begins (`stamp_on_append`): a replay stamps its records with the log's
+    times, which may be years ago. Retention by time would delete those at once, so only a deployment without replays wants it; the size
+    bounds the topics otherwise.
 
     Args:
         partitions: of the event topics and of `samples`.
@@ -108,3 +109,19 @@ def create(client: Mapping[str, Any], wanted: Sequence[TopicSpec], *, replicatio
             if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
     return created
+
+
+def stamp_on_append(client: Mapping[str, Any], names: Sequence[str], *, timeout_s: float = 10) -> None:
+    """Let the broker stamp the records of these topics when it appends them, whatever time their producer says.
+
+    In live traffic a record's time is when it became known. A producer stamps it when it is asked to send, which on a busy machine is
+    seconds before the record is there; heartbeats would have moved time past it, and it would be late everywhere.
+
+    Raises:
+        KafkaException: the broker refused or cannot be reached.
+    """
+    entry = ConfigEntry("message.timestamp.type", "LogAppendTime", incremental_operation=AlterConfigOpType.SET)
+    resources = [ConfigResource(ConfigResource.Type.TOPIC, name, incremental_configs=[entry]) for name in names]
+    admin = AdminClient(dict(client))
+    for done in admin.incremental_alter_configs(resources, request_timeout=timeout_s).values():
+        done.result(timeout_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 from redis import Redis
 
-from streaming import kafka
+from streaming import kafka, topics
 
 pytestmark = pytest.mark.integration
 OLD = 1_650_000_000_000  # ms: April 2022, the time of the replayed log
@@ -59,3 +60,19 @@ def test_redis_answers(redis_url: str) -> None:
     with Redis.from_url(redis_url) as client:
         client.set("sidstream:test", "1")
         assert client.get("sidstream:test") == b"1"
+
+
+def test_live_topics_are_stamped_by_the_broker_so_that_no_record_is_older_than_the_one_before(broker: dict[str, Any]) -> None:
+    create(broker, NewTopic("services.live", 1, 1, config={"message.timestamp.type": "CreateTime"}))
+    topics.stamp_on_append(broker, ["services.live"])
+    producer, now = kafka.producer(broker), time.time_ns() // 1_000_000
+    for held_back_ms in (0, 5_000, 0):
+        producer.produce("services.live", b"{}", timestamp=now - held_back_ms)
+        producer.flush()
+    reader = kafka.consumer(broker, "services.live", ["services.live"])
+    try:
+        times = [message.timestamp()[1] for message in reader.consume(3, 10)]
+        assert times == sorted(times)
+        assert min(times) >= now
+    finally:
+        reader.close()
