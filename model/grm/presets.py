@@ -8,7 +8,7 @@ Words of the lazy decoder (OneRec-V2, arXiv 2508.20900): the context is projecte
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 
@@ -22,6 +22,7 @@ class GrmConfig:
         history: videos kept of them.
         content_levels: levels of the SID that are content; the others are creative.
         followers: SIDs remembered of what people watched after a video, per video.
+        managed: rows of users and videos by managed collision instead of hashing; see `model.grm.managed`.
         sparse_lr: rate of the fused row-wise Adagrad of the embedding tables; `prefix_lr` that of the prior on prefixes.
     """
 
@@ -47,6 +48,7 @@ class GrmConfig:
     sparse_lr: float = 0.05
     prefix_lr: float = 0.2
     seed: int = 0
+    managed: bool = False
 
     def __post_init__(self) -> None:
         if not self.codes or min(self.codes) < 2:
@@ -74,12 +76,16 @@ class GrmConfig:
         return self.context_layers * self.context_splits * self.context_groups * self.d_head
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "codes": list(self.codes)}
+        """Options that are not taken are left out: a model without them is the same model that it was before there were any."""
+        tree = {**asdict(self), "codes": list(self.codes)}
+        return {name: value for name, value in tree.items() if name not in OPTIONS or value != OPTIONS[name]}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> GrmConfig:
         return cls(**{**tree, "codes": tuple(tree["codes"])})
 
+
+OPTIONS: dict[str, Any] = {field.name: field.default for field in fields(GrmConfig) if field.name in ("managed",)}
 
 PRESETS: dict[str, GrmConfig] = {
     "laptop": GrmConfig(

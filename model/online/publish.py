@@ -271,6 +271,7 @@ def restore(model: Grm, dense: Mapping[str, Tensor], tables: Mapping[str, Tensor
             parameter.copy_(dense[name])
         for name, table in model.tables().items():
             table.copy_(tables[name])
+        model.reindex()
 
 
 def load_current(store: ModelStore) -> Published:
