@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from model.grm.inputs import GrmBatch
-from model.grm.loss import token_cross_entropy
 from model.grm.model import Grm, Scores
 
 
@@ -74,7 +73,7 @@ class Fitter:
         for name, rows in self.model.admit(batch).items():
             self._touched[name][rows] = True
         scores = self.model(batch, counted=epochs)
-        loss = token_cross_entropy(scores.log_prob, weight)
+        loss = scores.loss(weight)
         said = Scores(scores.log_prob.detach(), scores.hit, scores.summary.detach())
         if not math.isfinite(loss.item()):
             return said, False

@@ -15,7 +15,7 @@ from kernels.trie import Trie
 from model.grm import beam, loss
 from model.grm.beam import Beams
 from model.grm.context import Context, ContextProcessor
-from model.grm.decoder import Decoder
+from model.grm.decoder import Decoder, Past
 from model.grm.followers import FollowerPrior
 from model.grm.inputs import GrmBatch
 from model.grm.managed import IdMap
@@ -32,11 +32,18 @@ class Scores:
         log_prob: float[B, L], of each code of the target given those before it.
         hit: bool[B, L], whether it was the likeliest.
         summary: float[B, d_model], the normalised state that predicts the last code; it knows the context and the codes before.
+        auxiliary: float[B, L], log-probabilities that are learned beside and weigh as they are; None = there are none.
     """
 
     log_prob: Tensor
     hit: Tensor
     summary: Tensor
+    auxiliary: Tensor | None = None
+
+    def loss(self, weight: Tensor) -> Tensor:
+        """Value-weighted token cross-entropy, and the auxiliary one where there is one; `weight`: float[B]."""
+        total = self.log_prob if self.auxiliary is None else self.log_prob + self.auxiliary
+        return loss.token_cross_entropy(total, weight)
 
 
 class Grm(nn.Module):
@@ -68,13 +75,21 @@ class Grm(nn.Module):
             ValueError: the batch has no targets, or one that is outside the codebooks.
         """
         targets, batch = self._targets(batch), self.resolve(batch)
-        hidden, _ = self.decoder(self.decoder.embed_all(targets), self.context(batch))
+        hidden, kept = self.decoder(self.decoder.embed_all(targets), self.context(batch))
         states = [self.decoder.norms[level](hidden[:, 0, level]) for level in range(self.config.levels)]
         followers = self.followers.read(batch.memory, targets if counted else None)
         priors = self.prior(targets), self.recall(batch.memory, targets), self.followers(followers, targets)
         logits = [sum((prior[level] for prior in priors), self.decoder.heads[level](state)) for level, state in enumerate(states)]
         hit = torch.stack([level.argmax(1) for level in logits], 1) == targets
-        return Scores(loss.level_log_prob(logits, targets), hit, states[-1])
+        return Scores(loss.level_log_prob(logits, targets), hit, states[-1], self._auxiliary(kept, targets))
+
+    def _auxiliary(self, kept: Past, targets: Tensor) -> Tensor | None:
+        """Every code from the trunk alone, without the codes before it (multi-token prediction)."""
+        if not self.config.lazy_trunk:
+            return None
+        trunk = kept[0][0][:, 0]
+        logits = [self.decoder.logits(trunk[:, level], level) for level in range(self.config.levels)]
+        return self.config.mtp * loss.level_log_prob(logits, targets)
 
     def log_prob(self, batch: GrmBatch) -> Tensor:
         """float[B, L], see `Scores.log_prob`."""
@@ -82,7 +97,7 @@ class Grm(nn.Module):
 
     def loss(self, batch: GrmBatch, weight: Tensor) -> Tensor:
         """Value-weighted token cross-entropy of the batch; `weight`: float[B]."""
-        return loss.token_cross_entropy(self.log_prob(batch), weight)
+        return self(batch).loss(weight)
 
     @torch.no_grad()
     def beam(self, batch: GrmBatch, widths: Sequence[int], trie: Trie | None = None) -> Beams:
@@ -172,6 +187,10 @@ class Grm(nn.Module):
         if targets is None:
             raise ValueError("the batch has no targets")
         sizes = torch.tensor(self.config.codes, device=targets.device)
-        if targets.shape[1] != len(sizes) or ((targets < 0) | (targets >= sizes)).any():
-            raise ValueError(f"a target SID is outside the codebooks {self.config.codes}")
+        if targets.shape[1] != len(sizes):
+            raise ValueError(f"targets of {targets.shape[1]} codes are outside the codebooks {self.config.codes}")
+        outside = ((targets < 0) | (targets >= sizes)).any(1)
+        if outside.any():
+            row = int(outside.nonzero()[0])
+            raise ValueError(f"row {row}: the target SID {targets[row].tolist()} is outside the codebooks {self.config.codes}")
         return targets

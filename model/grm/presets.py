@@ -23,6 +23,8 @@ class GrmConfig:
         content_levels: levels of the SID that are content; the others are creative.
         followers: SIDs remembered of what people watched after a video, per video.
         managed: rows of users and videos by managed collision instead of hashing; see `model.grm.managed`.
+        lazy_trunk: first layers that do not read the code before (LazyAR, GR4AD, arXiv 2602.22732): they run once for all levels and beams;
+            0 = ordinary autoregression. `mtp`: what predicting every code from the trunk alone adds to the loss then.
         sparse_lr: rate of the fused row-wise Adagrad of the embedding tables; `prefix_lr` that of the prior on prefixes.
     """
 
@@ -49,6 +51,8 @@ class GrmConfig:
     prefix_lr: float = 0.2
     seed: int = 0
     managed: bool = False
+    lazy_trunk: int = 0
+    mtp: float = 0.1
 
     def __post_init__(self) -> None:
         if not self.codes or min(self.codes) < 2:
@@ -59,6 +63,8 @@ class GrmConfig:
             raise ValueError(
                 f"heads {self.heads} is not a multiple of self_groups {self.self_groups} and context_groups {self.context_groups}"
             )
+        if not 0 <= self.lazy_trunk < self.layers:
+            raise ValueError(f"lazy_trunk is {self.lazy_trunk}: expected at least 0 and fewer than the {self.layers} layers")
         if self.context_splits not in (1, 2):
             raise ValueError(f"context_splits is {self.context_splits}: expected 1 (values are the keys) or 2")
 
@@ -85,7 +91,7 @@ class GrmConfig:
         return cls(**{**tree, "codes": tuple(tree["codes"])})
 
 
-OPTIONS: dict[str, Any] = {field.name: field.default for field in fields(GrmConfig) if field.name in ("managed",)}
+OPTIONS: dict[str, Any] = {field.name: field.default for field in fields(GrmConfig) if field.name in ("managed", "lazy_trunk", "mtp")}
 
 PRESETS: dict[str, GrmConfig] = {
     "laptop": GrmConfig(
