@@ -76,6 +76,41 @@ class FeedForward(nn.Module):
         return self.out(functional.relu(self.inner(hidden)).square())
 
 
+BALANCE_RATE = 1e-3
+"""Step of the routing bias (Wang et al., arXiv 2408.15664)."""
+
+
+class Experts(nn.Module):
+    """Mixture of feed-forward networks: a position goes to the `experts_active` that score it best, and takes their mean by score.
+
+    Balanced without a loss (arXiv 2408.15664): a bias that only routing sees falls for an expert that is used more than the mean, and rises
+    for one that is used less.
+    """
+
+    def __init__(self, config: GrmConfig, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.active = config.experts_active
+        self.router = nn.Linear(config.d_model, config.experts, bias=False, device=device)
+        # A parameter without gradient: it is published and saved with the weights, and no optimizer moves it.
+        self.balance = nn.Parameter(torch.zeros(config.experts, device=device), requires_grad=False)
+        self.experts = nn.ModuleList(FeedForward(config, device) for _ in range(config.experts))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        scores = torch.sigmoid(self.router(flat))
+        chosen = (scores + self.balance).topk(self.active, -1).indices
+        gates = scores.gather(1, chosen)
+        gates = gates / gates.sum(1, keepdim=True)
+        mixed = torch.zeros_like(flat)
+        for index, expert in enumerate(self.experts):
+            row, place = (chosen == index).nonzero(as_tuple=True)
+            mixed = mixed.index_add(0, row, expert(flat[row]) * gates[row, place].unsqueeze(1))
+        if torch.is_grad_enabled() and self.training:
+            load = torch.bincount(chosen.flatten(), minlength=len(self.balance)).to(self.balance.dtype)
+            self.balance.data += BALANCE_RATE * torch.sign(load.mean() - load)
+        return mixed.view_as(hidden)
+
+
 class Fuse(nn.Module):
     """Where LazyAR lets the code before in: W_f [m ⊙ (W_g s); s], of the trunk's state m and the code's embedding s."""
 
@@ -98,7 +133,7 @@ class Block(nn.Module):
         self.self_norm = nn.RMSNorm(config.d_model, device=device)
         self.self = SelfAttention(config, device)
         self.ffn_norm = nn.RMSNorm(config.d_model, device=device)
-        self.ffn = FeedForward(config, device)
+        self.ffn = Experts(config, device) if config.experts else FeedForward(config, device)
 
     def forward(
         self, hidden: Tensor, keys: Tensor, values: Tensor, bias: Tensor, past: tuple[Tensor, Tensor] | None
@@ -131,7 +166,8 @@ class Decoder(nn.Module):
         """Small embeddings; residual branches shrink with depth; heads start flat, so the first loss is that of a uniform guess."""
         branch = (3 * self.config.layers) ** -0.5
         for block in self.blocks:
-            for module in (block.cross.out, block.self.out, block.ffn.out):  # type: ignore[union-attr]
+            fed = (part.out for part in block.modules() if isinstance(part, FeedForward))
+            for module in (block.cross.out, block.self.out, *fed):  # type: ignore[union-attr]
                 module.weight.data.mul_(branch)  # type: ignore[union-attr, operator]
         for embedding in (self.start, self.position, *(module.weight for module in self.codes)):
             nn.init.normal_(embedding, std=0.1)  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ class GrmConfig:
         managed: rows of users and videos by managed collision instead of hashing; see `model.grm.managed`.
         lazy_trunk: first layers that do not read the code before (LazyAR, GR4AD, arXiv 2602.22732): they run once for all levels and beams;
             0 = ordinary autoregression. `mtp`: what predicting every code from the trunk alone adds to the loss then.
+        experts: feed-forward networks of `ffn` in every layer, of which a position uses `experts_active`; 0 = one, for all.
         sparse_lr: rate of the fused row-wise Adagrad of the embedding tables; `prefix_lr` that of the prior on prefixes.
     """
 
@@ -53,6 +54,8 @@ class GrmConfig:
     managed: bool = False
     lazy_trunk: int = 0
     mtp: float = 0.1
+    experts: int = 0
+    experts_active: int = 2
 
     def __post_init__(self) -> None:
         if not self.codes or min(self.codes) < 2:
@@ -63,6 +66,8 @@ class GrmConfig:
             raise ValueError(
                 f"heads {self.heads} is not a multiple of self_groups {self.self_groups} and context_groups {self.context_groups}"
             )
+        if self.experts and not 0 < self.experts_active <= self.experts:
+            raise ValueError(f"experts_active is {self.experts_active}: expected 1 to the {self.experts} experts")
         if not 0 <= self.lazy_trunk < self.layers:
             raise ValueError(f"lazy_trunk is {self.lazy_trunk}: expected at least 0 and fewer than the {self.layers} layers")
         if self.context_splits not in (1, 2):
@@ -91,7 +96,9 @@ class GrmConfig:
         return cls(**{**tree, "codes": tuple(tree["codes"])})
 
 
-OPTIONS: dict[str, Any] = {field.name: field.default for field in fields(GrmConfig) if field.name in ("managed", "lazy_trunk", "mtp")}
+OPTIONS: dict[str, Any] = {
+    field.name: field.default for field in fields(GrmConfig) if field.name in ("managed", "lazy_trunk", "mtp", "experts", "experts_active")
+}
 
 PRESETS: dict[str, GrmConfig] = {
     "laptop": GrmConfig(
