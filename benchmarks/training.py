@@ -1,33 +1,70 @@
-"""The online learner with fused tables, beside the same model on `nn.EmbeddingBag` and `torch.optim`, in turns in one run.
+"""Training with fused tables, beside the same model on plain torch tables and `torch.optim`, in turns in one run.
 
-    python -m benchmarks.training [--samples N] [--batch N] [--threads N]
+    python -m benchmarks.training [--preset laptop|reference]... [--rows N] [--steps N] [--threads N]
 
-Both sides score, learn and record the same synthetic samples with everything else equal; their first outputs are compared before anything
-is timed. Not measured: Kafka, checkpoints, publishing. Beam latency is of one request with a full history.
+Three sides from the same weights, a process each, which take turns step by step on the same synthetic samples; their first outputs are
+compared before anything is timed.
+
+* `fused`: TorchRec tables, row-wise Adagrad inside FBGEMM's backward pass: what the trainer runs.
+* `plain`: `nn.EmbeddingBag` (the pooled `nn.Embedding`) with its default, dense gradients and `torch.optim.Adagrad`. Every step writes and
+  reads every row of every table.
+* `sparse`: the same with `sparse=True`, which only touches the rows that were read.
+
+A step is what one optimizer step costs from samples to new weights: features, forward, backward, all optimizers, counts. `online` is the
+learner's own step (score, search, learn, record). The floor is the step's matrix products alone, replayed with their tensors; memory is the
+peak resident set of the side's process. Not measured: Kafka, checkpoints, publishing.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import multiprocessing
+import resource
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from benchmarks import provenance
-from model.grm import Grm, Query, Vocabulary, collate, preset
+from model.grm import PRESETS, Grm, GrmConfig, Query, Vocabulary, collate, preset
 from model.online.step import OnlineLearner
 from streaming.records import Context, HistoryEntry, Labels, Sample
 
-ITEMS, USERS = 5000, 3000
-CODES = (64, 64, 64, 64)
+SIDES = ("fused", "plain", "sparse")
+ITEMS, USERS = 200_000, 50_000
 NOW = 1_700_000_000_000
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One preset with its batches.
+
+    Attributes:
+        rows: of the table of videos; the other tables are the preset's.
+        batch: samples of a training step; `online` of a step of the learner, 0 = not measured.
+        steps: timed steps; two before them warm up.
+    """
+
+    preset: str
+    rows: int
+    batch: int
+    online: int
+    steps: int
+    threads: int
+    seed: int
+
+    def config(self) -> GrmConfig:
+        return preset(self.preset, PRESETS[self.preset].codes, item_rows=self.rows)
 
 
 @dataclass(frozen=True)
@@ -39,13 +76,13 @@ class Looked:
 
 
 class PlainTables(nn.Module):
-    """What a fused collection computes, with `nn.EmbeddingBag` and sparse gradients."""
+    """What a fused collection computes, with `nn.EmbeddingBag`."""
 
-    def __init__(self, tables: Mapping[str, Tensor]) -> None:
+    def __init__(self, tables: Mapping[str, Tensor], sparse: bool) -> None:
         super().__init__()
         self.embedding_bags = nn.ModuleDict(
             {
-                name: nn.EmbeddingBag.from_pretrained(table.clone(), freeze=False, mode="sum", sparse=True, include_last_offset=True)
+                name: nn.EmbeddingBag.from_pretrained(table.clone(), freeze=False, mode="sum", sparse=sparse, include_last_offset=True)
                 for name, table in tables.items()
             }
         )
@@ -58,35 +95,60 @@ class PlainTables(nn.Module):
 class Together:
     """Two optimizers as one."""
 
-    def __init__(self, dense: torch.optim.Optimizer, sparse: torch.optim.Optimizer) -> None:
-        self.dense, self.sparse, self.param_groups = dense, sparse, dense.param_groups
+    def __init__(self, dense: torch.optim.Optimizer, tables: torch.optim.Optimizer) -> None:
+        self.dense, self.tables, self.param_groups = dense, tables, dense.param_groups
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.dense.zero_grad(set_to_none)
-        self.sparse.zero_grad(set_to_none)
+        self.tables.zero_grad(set_to_none)
 
     def step(self) -> None:
         self.dense.step()
-        self.sparse.step()
+        self.tables.step()
 
 
-def vocabulary(rng: np.random.Generator) -> Vocabulary:
-    sids = rng.integers(0, 64, (ITEMS, len(CODES))).astype(np.int32)
-    return Vocabulary(np.arange(ITEMS), sids, rng.integers(5_000, 90_000, ITEMS), rng.integers(0, 500, ITEMS), CODES)
+class Recorded(TorchDispatchMode):
+    """Keeps every matrix product of what runs under it, with its tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        if name in PRODUCTS or name.startswith("_scaled_dot_product"):
+            self.calls.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def replay_s(self, rounds: int) -> float:
+        """Seconds of all of them, one after the other: the least of `rounds`."""
+        taken = []
+        with torch.no_grad():
+            for _ in range(rounds):
+                began = time.perf_counter()
+                for func, args, kwargs in self.calls:
+                    func(*args, **kwargs)
+                taken.append(time.perf_counter() - began)
+        return min(taken)
 
 
-def history(rng: np.random.Generator) -> Context:
-    """50 events: two watches, then a click on the last of them, and again."""
-    items = rng.integers(0, ITEMS, 50).tolist()
+def vocabulary(config: GrmConfig, rng: np.random.Generator) -> Vocabulary:
+    sids = np.stack([rng.integers(0, size, ITEMS) for size in config.codes], 1).astype(np.int32)
+    return Vocabulary(np.arange(ITEMS), sids, rng.integers(5_000, 90_000, ITEMS), rng.integers(0, 500, ITEMS), config.codes)
+
+
+def history(events: int, rng: np.random.Generator) -> Context:
+    """Two watches, then a click on the last of them, and again."""
+    items = rng.integers(0, ITEMS, events).tolist()
     entries = []
-    for place in range(50):
+    for place in range(events):
         item = items[place - 1] if place % 3 == 2 else items[place]
         click = place % 3 == 2
         entries.append(HistoryEntry(item, NOW - place * 60_000, None if click else int(rng.integers(60_000)), ["click"] if click else []))
     return Context(entries)
 
 
-def samples(count: int, rng: np.random.Generator) -> list[Sample]:
+def samples(count: int, events: int, rng: np.random.Generator) -> list[Sample]:
     found = []
     for index in range(count):
         click = int(rng.random() < 0.4)
@@ -100,80 +162,180 @@ def samples(count: int, rng: np.random.Generator) -> list[Sample]:
                 ts=NOW + index,
                 ready_ts=NOW + index,
                 labels=Labels(click=click, long_view=click, like=0),
-                context=history(rng),
+                context=history(events, rng),
             )
         )
     return found
 
 
-def learners(rng: np.random.Generator) -> dict[str, OnlineLearner]:
-    """Both sides, from the same weights."""
-    known = vocabulary(rng)
-    fused = OnlineLearner(Grm(preset("laptop", CODES)), known)
-    plain_model = Grm(preset("laptop", CODES))
-    config = plain_model.config
-    sides: tuple[tuple[Any, float], ...] = ((plain_model.context, config.sparse_lr), (plain_model.prior, config.prefix_lr))
+def learner(side: str, config: GrmConfig, known: Vocabulary) -> OnlineLearner:
+    """One side; the weights follow from the configuration's seed."""
+    model = Grm(config)
+    made = OnlineLearner(model, known)
+    if side == "fused":
+        return made
     groups = []
-    for owner, rate in sides:
-        owner.tables = PlainTables({name: module.weight.detach() for name, module in owner.tables.embedding_bags.items()})
+    owners: tuple[tuple[Any, float], ...] = ((model.context, config.sparse_lr), (model.prior, config.prefix_lr))
+    for owner, rate in owners:
+        owner.tables = PlainTables({name: bag.weight.detach() for name, bag in owner.tables.embedding_bags.items()}, side == "sparse")
         groups.append({"params": list(owner.tables.parameters()), "lr": rate})
-    plain = OnlineLearner(plain_model, known)
-    plain.fitter.optimizer = Together(plain.fitter.optimizer, torch.optim.Adagrad(groups))  # type: ignore[assignment]
-    return {"fused": fused, "plain": plain}
+    # The fused implementation is torch's fastest; it does not take sparse gradients.
+    tables = torch.optim.Adagrad(groups, fused=side == "plain")
+    made.fitter.optimizer = Together(made.fitter.optimizer, tables)  # type: ignore[assignment]
+    return made
 
 
-def beam_ms(model: Grm, known: Vocabulary, context: Context, rounds: int) -> dict[str, float]:
-    """One request: collate, context, beam 32 over 4 levels."""
-    taken = []
-    for _ in range(rounds):
-        began = time.perf_counter()
+class Side:
+    """One side in its process: samples → steps, timed here."""
+
+    def __init__(self, side: str, case: Case) -> None:
+        torch.set_num_threads(case.threads)
+        self.case, config = case, case.config()
+        rng = np.random.default_rng(case.seed)
+        self.known = vocabulary(config, rng)
+        self.samples = samples(max((case.steps + 3) * case.batch, (case.steps // 4 + 2) * case.online), config.events, rng)
+        self.imports_mb = peak_mb()
+        self.learner = learner(side, config, self.known)
+
+    def probe(self) -> list[list[float]]:
         with torch.no_grad():
-            model.beam(collate([Query(1, NOW, context)], known, model.config), [32] * len(CODES))
-        taken.append((time.perf_counter() - began) * 1000)
-    p50, p95 = np.percentile(taken[rounds // 10 :], (50, 95))
-    return {"p50": round(float(p50), 2), "p95": round(float(p95), 2), "min": round(min(taken), 2)}
+            log_prob: list[list[float]] = self.learner.model.log_prob(self.batch(0)).tolist()
+        return log_prob
+
+    def batch(self, step: int) -> Any:
+        rows = self.samples[step * self.case.batch : (step + 1) * self.case.batch]
+        sids = [self.known.sid_of(row.item_id) or () for row in rows]
+        return collate(rows, self.known, self.learner.model.config).with_targets(sids)
+
+    def train(self, step: int) -> float:
+        began = time.perf_counter()
+        self.learner.fitter.step(self.batch(step), torch.ones(self.case.batch))
+        return time.perf_counter() - began
+
+    def online(self, step: int) -> float:
+        began = time.perf_counter()
+        self.learner.step(self.samples[step * self.case.online : (step + 1) * self.case.online])
+        return time.perf_counter() - began
+
+    def floor(self, step: int) -> float:
+        with Recorded() as recorded:
+            self.learner.fitter.step(self.batch(step), torch.ones(self.case.batch))
+        return recorded.replay_s(5)
+
+    def memory(self) -> dict[str, float]:
+        return {"peak_mb": peak_mb(), "without_model_mb": self.imports_mb}
+
+    def dense_parameters(self) -> int:
+        return sum(parameter.numel() for name, parameter in self.learner.model.dense_parameters() if ".tables." not in name)
+
+    def beam_ms(self, rounds: int) -> dict[str, float]:
+        """One request: collate, context, beam 32 at every level."""
+        model, taken = self.learner.model, []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            model.beam(collate([Query(1, NOW, self.samples[0].context)], self.known, model.config), [32] * model.config.levels)
+            taken.append((time.perf_counter() - began) * 1000)
+        p50, p95 = np.percentile(taken[rounds // 10 :], (50, 95))
+        return {"p50": round(float(p50), 2), "p95": round(float(p95), 2), "min": round(min(taken), 2)}
+
+
+def peak_mb() -> float:
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+def serve(side: str, case: Case, orders: Connection) -> None:
+    """Do what is asked, until None is asked."""
+    made = Side(side, case)
+    orders.send("ready")
+    while (order := orders.recv()) is not None:
+        name, arguments = order
+        orders.send(getattr(made, name)(*arguments))
+
+
+class Remote:
+    """A side in a process of its own, so that its memory is its own."""
+
+    def __init__(self, side: str, case: Case) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._orders, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(side, case, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+        self._orders.recv()
+
+    def ask(self, name: str, *arguments: Any) -> Any:
+        self._orders.send((name, arguments))
+        return self._orders.recv()
+
+    def end(self) -> None:
+        self._orders.send(None)
+        self._process.join()
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """All sides of one preset, in turns."""
+    sides = {name: Remote(name, case) for name in SIDES}
+    first = {name: side.ask("probe") for name, side in sides.items()}
+    for name in SIDES[1:]:
+        np.testing.assert_allclose(first[name], first["fused"], rtol=1e-4, atol=1e-4)
+    result: dict[str, Any] = asdict(case) | {"dense_parameters": sides["fused"].ask("dense_parameters")}
+    seconds = turns(sides, "train", case.steps, case.preset)
+    speed = {name: round(case.batch / float(np.median(taken)), 1) for name, taken in seconds.items()}
+    floor_s = sides["fused"].ask("floor", case.steps + 2)
+    result |= {
+        "samples_per_s": speed,
+        "ratio": {name: round(speed["fused"] / speed[name], 2) for name in SIDES[1:]},
+        "floor_samples_per_s": round(case.batch / floor_s, 1),
+        "share_of_floor": round(floor_s / float(np.median(seconds["fused"])), 3),
+    }
+    if case.online:
+        seconds = turns(sides, "online", case.steps // 4, f"{case.preset} online")
+        result["online_samples_per_s"] = {name: round(case.online / float(np.median(taken)), 1) for name, taken in seconds.items()}
+    result["memory"] = {name: side.ask("memory") for name, side in sides.items()}
+    result["beam_ms"] = sides["fused"].ask("beam_ms", 60 if case.online else 10)
+    for side in sides.values():
+        side.end()
+    return result
+
+
+def turns(sides: Mapping[str, Remote], what: str, steps: int, told: str) -> dict[str, list[float]]:
+    """Seconds of every step after the second, by side."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for step in range(steps + 2):
+        for name, side in sides.items():
+            taken = side.ask(what, step)
+            if step >= 2:
+                seconds[name].append(taken)
+        if step % 10 == 9:
+            print(f"{told}: step {step + 1} of {steps + 2}", flush=True)
+    return seconds
 
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("--samples", type=int, default=2560)
-    arguments.add_argument("--batch", type=int, default=128)
+    arguments.add_argument("--preset", action="append", choices=("laptop", "reference"), help="default both")
+    arguments.add_argument("--rows", type=int, default=1 << 20, help="of the table of videos")
+    arguments.add_argument("--batch", type=int, default=32, help="samples a step at the laptop preset; a quarter at the reference preset")
+    arguments.add_argument("--steps", type=int, default=40, help="timed at the laptop preset; an eighth at the reference preset")
     arguments.add_argument("--threads", type=int, default=1)
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--out", type=Path, help="result file; default benchmarks/results/training.json")
     given = arguments.parse_args()
-    torch.set_num_threads(given.threads)
-    rng = np.random.default_rng(given.seed)
-    sides, rows = learners(rng), samples(given.samples, rng)
-    probe = collate(rows[:32], sides["fused"].vocabulary, sides["fused"].model.config).with_targets([(1, 2, 3, 4)] * 32)
-    torch.testing.assert_close(sides["fused"].model.log_prob(probe), sides["plain"].model.log_prob(probe))
-
-    wall, cpu = dict.fromkeys(sides, 0.0), dict.fromkeys(sides, 0.0)
-    counted = 0
-    for start in range(0, given.samples, given.batch):
-        batch = rows[start : start + given.batch]
-        counted += len(batch) if start else 0  # the first batch warms up
-        for name, learner in sides.items():
-            began, used = time.perf_counter(), time.process_time()
-            learner.step(batch)
-            if start:
-                wall[name] += time.perf_counter() - began
-                cpu[name] += time.process_time() - used
-    result = {
-        "preset": "laptop",
-        "batch": given.batch,
-        "threads": given.threads,
-        "samples": counted,
-        "dense_parameters": sum(parameter.numel() for _, parameter in sides["fused"].model.dense_parameters()),
-        "samples_per_s": {name: round(counted / seconds, 1) for name, seconds in wall.items()},
-        "samples_per_cpu_s": {name: round(counted / seconds, 1) for name, seconds in cpu.items()},
-        "ratio": round(cpu["plain"] / cpu["fused"], 2),
-        "beam_ms": beam_ms(sides["fused"].model, sides["fused"].vocabulary, rows[0].context, 60),
-    }
-    for name in sides:
-        print(f"{name:6} {result['samples_per_s'][name]:8} samples/s, {result['samples_per_cpu_s'][name]:8} per CPU second")
-    print(f"fused is {result['ratio']} times as fast per CPU second; beam 32 x {len(CODES)}: {result['beam_ms']} ms")
-    print(provenance.write("training", result, ("torch", "torchrec", "fbgemm-gpu-cpu"), given.out))
+    results = {}
+    for name in given.preset or ["laptop", "reference"]:
+        small = name == "laptop"
+        case = Case(
+            name,
+            given.rows,
+            given.batch if small else max(1, given.batch // 4),
+            128 if small else 0,
+            given.steps if small else max(3, given.steps // 8),
+            given.threads,
+            given.seed,
+        )
+        results[name] = measure(case)
+        print(json.dumps(results[name], indent=1))
+    print(provenance.write("training", {"presets": results}, ("torch", "torchrec", "fbgemm-gpu-cpu"), given.out))
 
 
 if __name__ == "__main__":

@@ -76,6 +76,53 @@ class FeedForward(nn.Module):
         return self.out(functional.relu(self.inner(hidden)).square())
 
 
+BALANCE_RATE = 1e-3
+"""Step of the routing bias (Wang et al., arXiv 2408.15664)."""
+
+
+class Experts(nn.Module):
+    """Mixture of feed-forward networks: a position goes to the `experts_active` that score it best, and takes their mean by score.
+
+    Balanced without a loss (arXiv 2408.15664): a bias that only routing sees falls for an expert that is used more than the mean, and rises
+    for one that is used less.
+    """
+
+    def __init__(self, config: GrmConfig, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.active = config.experts_active
+        self.router = nn.Linear(config.d_model, config.experts, bias=False, device=device)
+        # A parameter without gradient: it is published and saved with the weights, and no optimizer moves it.
+        self.balance = nn.Parameter(torch.zeros(config.experts, device=device), requires_grad=False)
+        self.experts = nn.ModuleList(FeedForward(config, device) for _ in range(config.experts))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        scores = torch.sigmoid(self.router(flat))
+        chosen = (scores + self.balance).topk(self.active, -1).indices
+        gates = scores.gather(1, chosen)
+        gates = gates / gates.sum(1, keepdim=True)
+        mixed = torch.zeros_like(flat)
+        for index, expert in enumerate(self.experts):
+            row, place = (chosen == index).nonzero(as_tuple=True)
+            mixed = mixed.index_add(0, row, expert(flat[row]) * gates[row, place].unsqueeze(1))
+        if torch.is_grad_enabled() and self.training:
+            load = torch.bincount(chosen.flatten(), minlength=len(self.balance)).to(self.balance.dtype)
+            self.balance.data += BALANCE_RATE * torch.sign(load.mean() - load)
+        return mixed.view_as(hidden)
+
+
+class Fuse(nn.Module):
+    """Where LazyAR lets the code before in: W_f [m ⊙ (W_g s); s], of the trunk's state m and the code's embedding s."""
+
+    def __init__(self, config: GrmConfig, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.d_model, config.d_model, bias=False, device=device)
+        self.out = nn.Linear(2 * config.d_model, config.d_model, bias=False, device=device)
+
+    def forward(self, trunk: Tensor, code: Tensor) -> Tensor:
+        return self.out(torch.cat([trunk * self.gate(code), code], -1))
+
+
 class Block(nn.Module):
     """Pre-norm: cross-attention, self-attention, feed-forward, each added to the residual stream."""
 
@@ -86,7 +133,7 @@ class Block(nn.Module):
         self.self_norm = nn.RMSNorm(config.d_model, device=device)
         self.self = SelfAttention(config, device)
         self.ffn_norm = nn.RMSNorm(config.d_model, device=device)
-        self.ffn = FeedForward(config, device)
+        self.ffn = Experts(config, device) if config.experts else FeedForward(config, device)
 
     def forward(
         self, hidden: Tensor, keys: Tensor, values: Tensor, bias: Tensor, past: tuple[Tensor, Tensor] | None
@@ -100,7 +147,8 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Token embeddings, blocks, and a norm and head per level.
 
-    Position t reads code t - 1 (position 0 a learned start) and predicts code t.
+    Position t reads code t - 1 (position 0 a learned start) and predicts code t. With a lazy trunk the first layers read the position
+    alone; their states of all levels are the first element of what `forward` keeps.
     """
 
     def __init__(self, config: GrmConfig, device: torch.device | None = None) -> None:
@@ -110,6 +158,7 @@ class Decoder(nn.Module):
         self.codes = nn.ModuleList(nn.Embedding(size, config.d_model, device=device) for size in config.codes[:-1])
         self.position = nn.Parameter(torch.empty(config.levels, config.d_model, device=device))
         self.blocks = nn.ModuleList(Block(config, device) for _ in range(config.layers))
+        self.fuse = Fuse(config, device) if config.lazy_trunk else None
         self.norms = nn.ModuleList(nn.RMSNorm(config.d_model, device=device) for _ in config.codes)
         self.heads = nn.ModuleList(nn.Linear(config.d_model, size, device=device) for size in config.codes)
 
@@ -117,7 +166,8 @@ class Decoder(nn.Module):
         """Small embeddings; residual branches shrink with depth; heads start flat, so the first loss is that of a uniform guess."""
         branch = (3 * self.config.layers) ** -0.5
         for block in self.blocks:
-            for module in (block.cross.out, block.self.out, block.ffn.out):  # type: ignore[union-attr]
+            fed = (part.out for part in block.modules() if isinstance(part, FeedForward))
+            for module in (block.cross.out, block.self.out, *fed):  # type: ignore[union-attr]
                 module.weight.data.mul_(branch)  # type: ignore[union-attr, operator]
         for embedding in (self.start, self.position, *(module.weight for module in self.codes)):
             nn.init.normal_(embedding, std=0.1)  # type: ignore[arg-type]
@@ -139,12 +189,33 @@ class Decoder(nn.Module):
     def forward(self, hidden: Tensor, context: Context, past: Past | None = None) -> tuple[Tensor, Past]:
         """float[B, W, T, d] → the same after all blocks, and the keys and values to continue with."""
         present: Past = []
-        for index, block in enumerate(self.blocks):
-            chunk = index * self.config.context_layers // self.config.layers
-            before = None if past is None else past[index]
-            hidden, kept = block(hidden, context.keys[chunk], context.values[chunk], context.bias, before)
+        if self.fuse is not None:
+            beams, positions = hidden.shape[1:3]
+            start = 0 if past is None else past[1][0].shape[2]
+            trunk = self.trunk(context).expand(-1, beams, -1, -1) if past is None else past[0][0]
+            hidden = self.fuse(trunk[:, :, start : start + positions], hidden)
+            present.append((trunk, trunk[..., :0]))
+        for index in range(self.config.lazy_trunk, self.config.layers):
+            before = None if past is None else past[len(present)]
+            hidden, kept = self._block(index, hidden, context, before)
             present.append(kept)
         return hidden, present
+
+    def trunk(self, context: Context) -> Tensor:
+        """States of all levels after the layers that read no code, float[B, 1, L, d]."""
+        hidden = self.position.expand(len(context.bias), 1, -1, -1)
+        for index in range(self.config.lazy_trunk):
+            hidden, _ = self._block(index, hidden, context, None)
+        return hidden
+
+    def _block(
+        self, index: int, hidden: Tensor, context: Context, before: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        chunk = index * self.config.context_layers // self.config.layers
+        mixed: tuple[Tensor, tuple[Tensor, Tensor]] = self.blocks[index](
+            hidden, context.keys[chunk], context.values[chunk], context.bias, before
+        )
+        return mixed
 
     def logits(self, hidden: Tensor, level: int) -> Tensor:
         """float[..., d] at the position of `level` → float[..., codes of the level]."""

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from model.grm.inputs import GrmBatch
-from model.grm.loss import token_cross_entropy
 from model.grm.model import Grm, Scores
 
 
@@ -71,8 +70,10 @@ class Fitter:
         warm = min(1.0, (self.steps + 1) / self.config.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * warm * rate
+        for name, rows in self.model.admit(batch).items():
+            self._touched[name][rows] = True
         scores = self.model(batch, counted=epochs)
-        loss = token_cross_entropy(scores.log_prob, weight)
+        loss = scores.loss(weight)
         said = Scores(scores.log_prob.detach(), scores.hit, scores.summary.detach())
         if not math.isfinite(loss.item()):
             return said, False
@@ -81,6 +82,7 @@ class Fitter:
         torch.nn.utils.clip_grad_norm_(self._weights, self.config.clip)
         self.optimizer.step()
         self.steps += 1
+        batch = self.model.resolve(batch)
         for name, rows in batch.features.to_dict().items():
             self._touched[name][rows.values()] = True
         assert batch.targets is not None

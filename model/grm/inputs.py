@@ -2,7 +2,8 @@
 
 A batch is one sequence of *tokens* per row: the profile, then the videos of the history, newest first. Every token has the same sparse
 features, most of them empty for the profile, so that one embedding call serves all of them. Ids are hashed into fixed tables: an id
-never seen, a generated video (negative id) and a new user all have a row, and no map has to be kept, saved or evicted.
+never seen, a generated video (negative id) and a new user all have a row, and no map has to be kept, saved or evicted. With managed
+tables the ids are left for the model to map.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ _PLAY_SECONDS: Final = np.array([1.0, 3.0, 7.0, 18.0, 60.0])
 PLAY_ROWS: Final = 1 + len(_PLAY_SHARES) + 1 + len(_PLAY_SECONDS) + 1
 GAP_ROWS: Final = 32
 RANK_ROWS: Final = 64
+LARGEST_ID: Final = (1 << 63) - 1
+"""Ids that keep their identity (managed tables) are hashed into so many: any int64 becomes one ≥ 0, and hardly two the same."""
 
 
 class Entry(Protocol):
@@ -231,8 +234,8 @@ def collate(rows: Iterable[Row], vocabulary: Vocabulary, config: GrmConfig) -> G
     names = feature_names(config.levels)
     lengths = np.zeros((len(names), total), np.int32)
     values: list[Ints] = [
-        hash_rows(np.array([row.user_id for row in rows], np.int64), config.user_rows),
-        hash_rows(entries.item, config.item_rows),
+        hash_rows(np.array([row.user_id for row in rows], np.int64), LARGEST_ID if config.managed else config.user_rows),
+        hash_rows(entries.item, LARGEST_ID if config.managed else config.item_rows),
     ]
     lengths[0, profile] = 1
     lengths[1, place] = 1

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from kernels.trie import Trie
 from model.grm import beam, loss
 from model.grm.beam import Beams
 from model.grm.context import Context, ContextProcessor
-from model.grm.decoder import Decoder
+from model.grm.decoder import Decoder, Past
 from model.grm.followers import FollowerPrior
 from model.grm.inputs import GrmBatch
+from model.grm.managed import IdMap
 from model.grm.presets import GrmConfig
 from model.grm.prior import PrefixPrior
 from model.grm.recall import HistoryPrior
@@ -30,11 +32,18 @@ class Scores:
         log_prob: float[B, L], of each code of the target given those before it.
         hit: bool[B, L], whether it was the likeliest.
         summary: float[B, d_model], the normalised state that predicts the last code; it knows the context and the codes before.
+        auxiliary: float[B, L], log-probabilities that are learned beside and weigh as they are; None = there are none.
     """
 
     log_prob: Tensor
     hit: Tensor
     summary: Tensor
+    auxiliary: Tensor | None = None
+
+    def loss(self, weight: Tensor) -> Tensor:
+        """Value-weighted token cross-entropy, and the auxiliary one where there is one; `weight`: float[B]."""
+        total = self.log_prob if self.auxiliary is None else self.log_prob + self.auxiliary
+        return loss.token_cross_entropy(total, weight)
 
 
 class Grm(nn.Module):
@@ -50,6 +59,8 @@ class Grm(nn.Module):
             self.prior = PrefixPrior(config, device)
             self.recall = HistoryPrior(config, device)
             self.followers = FollowerPrior(config, device)
+            rows = {"user": config.user_rows, "item": config.item_rows} if config.managed else {}
+            self.ids = nn.ModuleDict({name: IdMap(count, device) for name, count in rows.items()})
             if device is None or device.type != "meta":
                 self.decoder.reset_parameters()
                 self.prior.reset_parameters()
@@ -63,14 +74,22 @@ class Grm(nn.Module):
         Raises:
             ValueError: the batch has no targets, or one that is outside the codebooks.
         """
-        targets = self._targets(batch)
-        hidden, _ = self.decoder(self.decoder.embed_all(targets), self.context(batch))
+        targets, batch = self._targets(batch), self.resolve(batch)
+        hidden, kept = self.decoder(self.decoder.embed_all(targets), self.context(batch))
         states = [self.decoder.norms[level](hidden[:, 0, level]) for level in range(self.config.levels)]
         followers = self.followers.read(batch.memory, targets if counted else None)
         priors = self.prior(targets), self.recall(batch.memory, targets), self.followers(followers, targets)
         logits = [sum((prior[level] for prior in priors), self.decoder.heads[level](state)) for level, state in enumerate(states)]
         hit = torch.stack([level.argmax(1) for level in logits], 1) == targets
-        return Scores(loss.level_log_prob(logits, targets), hit, states[-1])
+        return Scores(loss.level_log_prob(logits, targets), hit, states[-1], self._auxiliary(kept, targets))
+
+    def _auxiliary(self, kept: Past, targets: Tensor) -> Tensor | None:
+        """Every code from the trunk alone, without the codes before it (multi-token prediction)."""
+        if not self.config.lazy_trunk:
+            return None
+        trunk = kept[0][0][:, 0]
+        logits = [self.decoder.logits(trunk[:, level], level) for level in range(self.config.levels)]
+        return self.config.mtp * loss.level_log_prob(logits, targets)
 
     def log_prob(self, batch: GrmBatch) -> Tensor:
         """float[B, L], see `Scores.log_prob`."""
@@ -78,11 +97,12 @@ class Grm(nn.Module):
 
     def loss(self, batch: GrmBatch, weight: Tensor) -> Tensor:
         """Value-weighted token cross-entropy of the batch; `weight`: float[B]."""
-        return loss.token_cross_entropy(self.log_prob(batch), weight)
+        return self(batch).loss(weight)
 
     @torch.no_grad()
     def beam(self, batch: GrmBatch, widths: Sequence[int], trie: Trie | None = None) -> Beams:
         """The likeliest SIDs of every row; see `model.grm.beam.search`."""
+        batch = self.resolve(batch)
         followed = self.followers.read(batch.memory)
         priors: list[Callable[[Tensor], Tensor]] = [
             self.prior.next,
@@ -94,16 +114,62 @@ class Grm(nn.Module):
     @torch.no_grad()
     def encode(self, batch: GrmBatch) -> Context:
         """The context alone, for a caller that searches more than once."""
-        return self.context(batch)
+        return self.context(self.resolve(batch))
+
+    def resolve(self, batch: GrmBatch) -> GrmBatch:
+        """Ids → rows where the tables are managed; otherwise they are rows already. A video without a row of its own has no followers."""
+        if not self.ids:
+            return batch
+        parts = batch.features.to_dict()
+        values = {name: of.values() for name, of in parts.items()}
+        values |= {name: ids.lookup(values[name]) for name, ids in self._maps()}
+        items = batch.memory.items
+        known = self._map("item").lookup(items.clamp(min=0).flatten()).view_as(items)
+        known = known.masked_fill((items < 0) | (known == self.config.item_rows - 1), -1)
+        features = KeyedJaggedTensor(
+            batch.features.keys(), torch.cat(list(values.values())), lengths=batch.features.lengths(), stride=batch.features.stride()
+        )
+        return replace(batch, features=features, memory=replace(batch.memory, items=known))
+
+    @torch.no_grad()
+    def admit(self, batch: GrmBatch) -> dict[str, Tensor]:
+        """Give the ids of a batch rows before it is learned. A row with a new owner forgets embedding, optimizer state and followers.
+
+        Returns:
+            The rows that changed, int64[n] by table.
+        """
+        if not self.ids:
+            return {}
+        changed = {name: ids.admit(batch.features[name].values()) for name, ids in self._maps()}
+        tables, momenta = self.tables(), self.table_momenta()
+        for name, rows in changed.items():
+            tables[name][rows] = 0
+            momenta[name][rows] = 0
+        tables["followers"][changed["item"]] = 0
+        return changed | {"followers": changed["item"]} | {f"{name}_ids": changed[name] for name, _ in self._maps()}
+
+    def reindex(self) -> None:
+        """Look up by the id tables as they are now, after they were written to."""
+        for _, ids in self._maps():
+            ids.reindex()
+
+    def _maps(self) -> list[tuple[str, IdMap]]:
+        return [(name, self._map(name)) for name in self.ids]
+
+    def _map(self, name: str) -> IdMap:
+        found = self.ids[name]
+        assert isinstance(found, IdMap)
+        return found
 
     def dense_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Everything but the embedding tables, which their fused optimizer owns."""
         return ((name, parameter) for name, parameter in self.named_parameters() if ".tables." not in name)
 
     def tables(self) -> dict[str, Tensor]:
-        """Tables by name, the storage itself: embeddings float32[rows, d_sparse], and the followers float32[rows, followers, L + 1]."""
+        """Tables by name, the storage itself: embeddings float32[rows, d_sparse], the followers float32[rows, followers, L + 1], and, where
+        tables are managed, the owner of each row, int64[rows]."""
         tables = {name: module.weight.data for tables in self._collections() for name, module in tables.embedding_bags.items()}
-        return tables | {"followers": self.followers.table}
+        return tables | {"followers": self.followers.table} | {f"{name}_ids": ids.ids for name, ids in self._maps()}
 
     def table_momenta(self) -> dict[str, Tensor]:
         """Row-wise Adagrad's sum of squares by table: float32[rows], the storage itself.
@@ -121,6 +187,10 @@ class Grm(nn.Module):
         if targets is None:
             raise ValueError("the batch has no targets")
         sizes = torch.tensor(self.config.codes, device=targets.device)
-        if targets.shape[1] != len(sizes) or ((targets < 0) | (targets >= sizes)).any():
-            raise ValueError(f"a target SID is outside the codebooks {self.config.codes}")
+        if targets.shape[1] != len(sizes):
+            raise ValueError(f"targets of {targets.shape[1]} codes are outside the codebooks {self.config.codes}")
+        outside = ((targets < 0) | (targets >= sizes)).any(1)
+        if outside.any():
+            row = int(outside.nonzero()[0])
+            raise ValueError(f"row {row}: the target SID {targets[row].tolist()} is outside the codebooks {self.config.codes}")
         return targets

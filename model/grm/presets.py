@@ -8,7 +8,7 @@ Words of the lazy decoder (OneRec-V2, arXiv 2508.20900): the context is projecte
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 
@@ -22,6 +22,10 @@ class GrmConfig:
         history: videos kept of them.
         content_levels: levels of the SID that are content; the others are creative.
         followers: SIDs remembered of what people watched after a video, per video.
+        managed: rows of users and videos by managed collision instead of hashing; see `model.grm.managed`.
+        lazy_trunk: first layers that do not read the code before (LazyAR, GR4AD, arXiv 2602.22732): they run once for all levels and beams;
+            0 = ordinary autoregression. `mtp`: what predicting every code from the trunk alone adds to the loss then.
+        experts: feed-forward networks of `ffn` in every layer, of which a position uses `experts_active`; 0 = one, for all.
         sparse_lr: rate of the fused row-wise Adagrad of the embedding tables; `prefix_lr` that of the prior on prefixes.
     """
 
@@ -47,6 +51,11 @@ class GrmConfig:
     sparse_lr: float = 0.05
     prefix_lr: float = 0.2
     seed: int = 0
+    managed: bool = False
+    lazy_trunk: int = 0
+    mtp: float = 0.1
+    experts: int = 0
+    experts_active: int = 2
 
     def __post_init__(self) -> None:
         if not self.codes or min(self.codes) < 2:
@@ -57,6 +66,10 @@ class GrmConfig:
             raise ValueError(
                 f"heads {self.heads} is not a multiple of self_groups {self.self_groups} and context_groups {self.context_groups}"
             )
+        if self.experts and not 0 < self.experts_active <= self.experts:
+            raise ValueError(f"experts_active is {self.experts_active}: expected 1 to the {self.experts} experts")
+        if not 0 <= self.lazy_trunk < self.layers:
+            raise ValueError(f"lazy_trunk is {self.lazy_trunk}: expected at least 0 and fewer than the {self.layers} layers")
         if self.context_splits not in (1, 2):
             raise ValueError(f"context_splits is {self.context_splits}: expected 1 (values are the keys) or 2")
 
@@ -74,12 +87,18 @@ class GrmConfig:
         return self.context_layers * self.context_splits * self.context_groups * self.d_head
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "codes": list(self.codes)}
+        """Options that are not taken are left out: a model without them is the same model that it was before there were any."""
+        tree = {**asdict(self), "codes": list(self.codes)}
+        return {name: value for name, value in tree.items() if name not in OPTIONS or value != OPTIONS[name]}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> GrmConfig:
         return cls(**{**tree, "codes": tuple(tree["codes"])})
 
+
+OPTIONS: dict[str, Any] = {
+    field.name: field.default for field in fields(GrmConfig) if field.name in ("managed", "lazy_trunk", "mtp", "experts", "experts_active")
+}
 
 PRESETS: dict[str, GrmConfig] = {
     "laptop": GrmConfig(

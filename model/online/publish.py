@@ -213,7 +213,8 @@ class Reader:
         """A version in a model of its own; None = the one that `CURRENT` names.
 
         Raises:
-            PublishError: there is none, or a file of it or of its base is missing or does not have the SHA-256 of its manifest.
+            PublishError: there is none, a file of it or of its base is missing or does not have the SHA-256 of its manifest, or a number of
+                it is none.
         """
         version = version or current_version(self._store)
         if version is None:
@@ -228,6 +229,10 @@ class Reader:
             delta = self._tensors(manifest, TABLES)
             for name, table in tables.items():
                 table[delta[f"{name}.rows"]] = delta[f"{name}.values"]
+        for name, tensor in (dense | tables).items():
+            # A sum is finite only if every number is, and is much quicker; a sum that overflows is looked into below.
+            if not torch.isfinite(tensor.sum()) and (row := _broken_row(tensor)) is not None:
+                raise PublishError(f"{self._store.url}/{FOLDER}/{version}: {name}, row {row}, holds a number that is none")
         model = Grm(GrmConfig.from_json(manifest.config))
         try:
             restore(model, dense, tables)
@@ -260,6 +265,12 @@ class Reader:
         return body
 
 
+def _broken_row(tensor: Tensor) -> int | None:
+    """The first row with a NaN or an infinity."""
+    broken = (~torch.isfinite(tensor)).reshape(len(tensor), -1).any(1).nonzero()
+    return int(broken[0]) if len(broken) else None
+
+
 def restore(model: Grm, dense: Mapping[str, Tensor], tables: Mapping[str, Tensor]) -> None:
     """Put weights into a model.
 
@@ -271,6 +282,7 @@ def restore(model: Grm, dense: Mapping[str, Tensor], tables: Mapping[str, Tensor
             parameter.copy_(dense[name])
         for name, table in model.tables().items():
             table.copy_(tables[name])
+        model.reindex()
 
 
 def load_current(store: ModelStore) -> Published:

@@ -57,6 +57,9 @@ def test_a_target_outside_the_codebooks_is_refused(model: Grm, world: SmallWorld
     for sid in ([CODES[0], 0, 0], [-1, 0, 0], [0, 0]):
         with pytest.raises(ValueError, match="outside the codebooks"):
             model(batch.with_targets([sid]))
+    two = collate([Query(1, START_MS, Context())] * 2, world.vocabulary, model.config)
+    with pytest.raises(ValueError, match=r"row 1: the target SID \[0, 99, 0\]"):
+        model(two.with_targets([[0, 0, 0], [0, 99, 0]]))
     with pytest.raises(ValueError, match="no targets"):
         model(batch)
 

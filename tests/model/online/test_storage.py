@@ -198,6 +198,14 @@ def test_a_damaged_file_is_refused_and_named(tmp_path: Path, learner: OnlineLear
         load_current(store)
 
 
+@pytest.mark.parametrize("table", ["item", "followers", "prefix"])
+def test_a_row_that_is_no_number_is_refused_and_named(tmp_path: Path, learner: OnlineLearner, table: str) -> None:
+    learner.model.tables()[table].view(len(learner.model.tables()[table]), -1)[5, 1] = float("nan")
+    publish(Publisher(ModelStore(tmp_path), "b1"), learner)
+    with pytest.raises(PublishError, match=f"{table}, row 5"):
+        load_current(ModelStore(tmp_path))
+
+
 def test_tensors_that_do_not_belong_to_the_configuration_are_refused(tmp_path: Path, learner: OnlineLearner) -> None:
     store = ModelStore(tmp_path)
     version = publish(Publisher(store, "b1"), learner)
