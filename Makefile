@@ -30,7 +30,7 @@ lint: setup
 	@$(BIN)/mypy kernels model streaming features generation serving jobs
 
 unit: setup
-	@$(BIN)/python -m pytest -m "not integration and not fault"
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration and not fault"
 
 integration: setup
 	@$(BIN)/python -m pytest -m "integration or fault" --durations=15
