@@ -11,6 +11,9 @@ from typing import NamedTuple
 FUSED_ROWS = 1024
 """Up to so many rows `kernels.linear` fuses on a GPU."""
 
+MOST_CANDIDATES = 1 << 15
+"""Numbers that one program of `beam_select` holds: its prefix sum counts in 16 bits."""
+
 
 class Tile(NamedTuple):
     """Rows, columns and depth of one program's tile, its warps and its software pipeline."""
@@ -42,6 +45,11 @@ def attention(itemsize: int, width: int) -> Tile:
     return Tile(64, 32 if itemsize == 4 else 64, width, 4, 2)
 
 
+def pass_columns(vocabulary: int) -> int:
+    """Columns per program of `pyramid`."""
+    return 256 if vocabulary > 128 else 128
+
+
 def selection_warps(candidates: int) -> int:
     """Warps of `beam_select` for its widest stage: 32 candidates a thread at most."""
-    return 4 if candidates <= 1024 else 8 if candidates <= 4096 else 16
+    return 4 if candidates <= 1024 else 8 if candidates <= 4096 else 16 if candidates <= 16384 else 32
