@@ -51,5 +51,5 @@ def pass_columns(vocabulary: int) -> int:
 
 
 def selection_warps(candidates: int) -> int:
-    """Warps of `beam_select` for its widest stage: 32 candidates a thread at most."""
-    return 4 if candidates <= 1024 else 8 if candidates <= 4096 else 16 if candidates <= 16384 else 32
+    """Warps of `beam_select` for its widest stage: 16 candidates a thread, up to the most threads that a block may have."""
+    return 4 if candidates <= 1024 else 8 if candidates <= 4096 else 16 if candidates <= 8192 else 32

@@ -63,9 +63,9 @@ def advance_ancestors(ancestors: Tensor, parent: Tensor, step: int) -> Tensor:
 @torch.library.custom_op("sidstream::beam_self_attention", mutates_args=("keys", "values"))
 def _beam_self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor, step: int, backend: str) -> Tensor:
     if dispatch.resolve(backend, qkv) == "triton":
-        from kernels.beam_attention import triton
+        from kernels.beam_attention.triton import beam_self_attention as kernel
 
-        return triton.beam_self_attention(qkv, keys, values, ancestors, step)
+        return kernel(qkv, keys, values, ancestors, step)
     return cpu.beam_self_attention(qkv, keys, values, ancestors, step)
 
 

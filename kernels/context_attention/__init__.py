@@ -47,9 +47,9 @@ def _context_attention(
     query: Tensor, keys: Tensor, values: Tensor, lengths: Tensor | None, with_lse: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
     if dispatch.resolve(backend, query) == "triton":
-        from kernels.context_attention import triton
+        from kernels.context_attention.triton import context_attention as kernel
 
-        return triton.context_attention(query, keys, values, lengths, with_lse)
+        return kernel(query, keys, values, lengths, with_lse)
     if with_lse:
         return reference.context_attention(query, keys, values, lengths)
     return cpu.context_attention(query, keys, values, lengths), query.new_empty(0, dtype=torch.float32)

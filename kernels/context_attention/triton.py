@@ -4,6 +4,9 @@ The queries of one tile are beams times the query heads of one key group, so gro
 (online softmax: arXiv 1805.02867, tiling as in arXiv 2307.08691).
 """
 
+# Arguments of kernels are Triton's own types, which have no annotations.
+# mypy: disable-error-code="no-untyped-def"
+
 from __future__ import annotations
 
 import torch

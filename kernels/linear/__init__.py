@@ -91,9 +91,9 @@ def _fused_linear(
     backend: str,
 ) -> Tensor:
     if dispatch.resolve(backend, x) == "triton":
-        from kernels.linear import triton
+        from kernels.linear.triton import fused_linear as kernel
 
-        return triton.fused_linear(x, gain, weight, bias, residual, activation, eps)
+        return kernel(x, gain, weight, bias, residual, activation, eps)
     return reference.fused_linear(x, gain, weight, bias, residual, activation, eps)
 
 

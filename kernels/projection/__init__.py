@@ -108,9 +108,9 @@ def _proj_pyramid(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if dispatch.resolve(backend, hidden) == "triton":
-        from kernels.projection import triton
+        from kernels.projection.triton import proj_pyramid as kernel
 
-        return triton.proj_pyramid(hidden, weight, bias, extra, node, bitmask, normalizer)
+        return kernel(hidden, weight, bias, extra, node, bitmask, normalizer)
     return reference.pyramid(reference.project(hidden, weight, bias, extra), node, bitmask, normalizer)
 
 
@@ -135,9 +135,9 @@ def _pyramid(
     logits: Tensor, node: Tensor | None, bitmask: Tensor | None, normalizer: str, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if dispatch.resolve(backend, logits) == "triton":
-        from kernels.projection import triton
+        from kernels.projection.triton import pyramid as kernel
 
-        return triton.pyramid(logits, node, bitmask, normalizer)
+        return kernel(logits, node, bitmask, normalizer)
     masked, fine, coarse, total = reference.pyramid(logits, node, bitmask, normalizer)
     return logits.new_empty(0, logits.shape[1]) if node is None else masked, fine, coarse, total
 

@@ -90,9 +90,9 @@ def _beam_select(
     logits: Tensor, fine: Tensor, coarse: Tensor, log_normalizer: Tensor, cumulative: Tensor, k: int, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     if dispatch.resolve(backend, logits) == "triton":
-        from kernels.selection import triton
+        from kernels.selection.triton import beam_select as kernel
 
-        return triton.beam_select(logits, fine, coarse, log_normalizer, cumulative, k)
+        return kernel(logits, fine, coarse, log_normalizer, cumulative, k)
     return cpu.beam_select(logits, fine, log_normalizer, cumulative, k)
 
 

@@ -1,9 +1,12 @@
 """Triton kernel of the exact selection: one program per request descends the pyramid of maxima.
 
-At every level the k first groups are kept, by (largest score descending, group ascending), and opened; `kernels.selection.cpu` says why that
-loses nothing. So at most 16 k numbers are looked at per level, whatever the numbers are: no sampling, no buffer that could overflow. The
+At every level the k first groups are kept, by (largest score descending, group ascending), and opened; `kernels.selection.cpu` says why
+that loses nothing. So at most 16 k numbers are looked at per level, whatever the numbers are: no sampling, no buffer that could overflow. The
 k-th largest is found by bisection on integers that are ordered like the floats; positions come from one prefix sum, never from an atomic.
 """
+
+# Arguments of kernels are Triton's own types, which have no annotations.
+# mypy: disable-error-code="no-untyped-def"
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of the Triton kernels in Triton's interpreter: run by `test_triton.py` in a process of its own, before which nothing imports Triton.
+"""Checks of the Triton kernels in Triton's interpreter: `test_triton.py` runs them in a process of their own.
 
 In the interpreter only float32 and float16 multiply rightly (bfloat16 products are silently wrong), and shared memory, registers and races
 do not exist. New tensors are poisoned, so what a kernel forgets to write shows.
