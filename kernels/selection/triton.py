@@ -1,8 +1,9 @@
 """Triton kernel of the exact selection: one program per request descends the pyramid of maxima.
 
 At every level the k first groups are kept, by (largest score descending, group ascending), and opened; `kernels.selection.cpu` says why
-that loses nothing. So at most 16 k numbers are looked at per level, whatever the numbers are: no sampling, no buffer that could overflow. The
-k-th largest is found by bisection on integers that are ordered like the floats; positions come from one prefix sum, never from an atomic.
+that loses nothing. So at most 16 k numbers are looked at per level, whatever the numbers are: no sampling, no buffer that could overflow.
+The k-th largest is found by bisection on integers that are ordered like the floats; positions come from one prefix sum, never from an
+atomic.
 """
 
 # Arguments of kernels are Triton's own types, which have no annotations.
@@ -74,8 +75,11 @@ def _threshold(key, K: tl.constexpr):
 
 
 @triton.jit
-def _keep(key, value, kept_ptr, K: tl.constexpr):
-    """Store the values of the first K by (key descending, position ascending), in the order of their positions."""
+def _keep(key, kept_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
+    """Store the positions of the first K of BLOCK by (key descending, position ascending), in ascending order.
+
+    Positions alone: what they stand for is looked up again for the few that stay, or it would take registers from all.
+    """
     threshold = _threshold(key, K)
     above = (key > threshold).to(tl.int32)
     equal = (key == threshold).to(tl.int32)
@@ -84,15 +88,14 @@ def _keep(key, value, kept_ptr, K: tl.constexpr):
     ranks = tl.cumsum((above << 16) | equal, axis=0)
     rank = ranks & 0xFFFF
     chosen = (above != 0) | ((equal != 0) & (rank <= room))
-    tl.store(kept_ptr + (ranks >> 16) + tl.minimum(rank, room) - 1, value, mask=chosen)
+    tl.store(kept_ptr + (ranks >> 16) + tl.minimum(rank, room) - 1, tl.arange(0, BLOCK), mask=chosen)
     # The next level is read by other threads than those that wrote.
     tl.debug_barrier()
 
 
 @triton.jit
-def _open(kept_ptr, K: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, CHILDREN: tl.constexpr):
-    """Row, place in the row, and presence of the children of K kept groups, each its row * GROUPS + place."""
-    index = tl.arange(0, BLOCK)
+def _child(index, kept_ptr, K: tl.constexpr, GROUPS: tl.constexpr, CHILDREN: tl.constexpr):
+    """Row, place in the row, and presence of child `index % FAN` of kept group `index // FAN`, which is its row * GROUPS + place."""
     group = tl.load(kept_ptr + index // FAN, mask=index < K * FAN, other=0)
     row = group // GROUPS
     place = (group - row * GROUPS) * FAN + index % FAN
@@ -100,8 +103,18 @@ def _open(kept_ptr, K: tl.constexpr, BLOCK: tl.constexpr, GROUPS: tl.constexpr, 
 
 
 @triton.jit
+def _settle(raw_ptr, kept_ptr, next_ptr, K: tl.constexpr, KP: tl.constexpr, GROUPS: tl.constexpr, CHILDREN: tl.constexpr):
+    """Turn kept positions into row * CHILDREN + place, for the next level to open."""
+    slot = tl.arange(0, KP)
+    index = tl.load(raw_ptr + slot, mask=slot < K, other=0)
+    row, place, _ = _child(index, kept_ptr, K, GROUPS, CHILDREN)
+    tl.store(next_ptr + slot, row * CHILDREN + place, mask=slot < K)
+    tl.debug_barrier()
+
+
+@triton.jit
 def beam_select_kernel(
-    logits_ptr, fine_ptr, coarse_ptr, normalizer_ptr, cumulative_ptr, kept_ptr, packed_ptr, score_ptr, parent_ptr, token_ptr,
+    logits_ptr, fine_ptr, coarse_ptr, normalizer_ptr, cumulative_ptr, kept_ptr, score_ptr, parent_ptr, token_ptr,
     W: tl.constexpr, V: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, FINES: tl.constexpr, COARSES: tl.constexpr,
     TOPS: tl.constexpr, LEVEL: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -112,9 +125,13 @@ def beam_select_kernel(
     coarse_ptr += request * W * COARSES
     normalizer_ptr += request * W
     cumulative_ptr += request * W
-    kept_ptr += request * 3 * KP
-    packed_ptr += request * KP
+    # Positions just kept, and the groups kept of the top, coarse and fine level.
+    raw_ptr = kept_ptr + request * 4 * KP
+    top_ptr = raw_ptr + KP
+    coarse_kept_ptr = raw_ptr + 2 * KP
+    fine_kept_ptr = raw_ptr + 3 * KP
     none: tl.constexpr = float("-inf")
+    # At the level where the descent starts, a position is row * groups + place already.
     if LEVEL == 3:
         index = tl.arange(0, FIRST)
         row = index // TOPS
@@ -123,42 +140,46 @@ def beam_select_kernel(
         for part in range(FAN):
             child = place * FAN + part
             x = tl.maximum(x, tl.load(coarse_ptr + row * COARSES + child, mask=(row < W) & (child < COARSES), other=none))
-        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, row < W), index, kept_ptr, K)
-    if LEVEL >= 2:
-        if LEVEL == 2:
-            index = tl.arange(0, FIRST)
-            row = index // COARSES
-            place = index - row * COARSES
-            there = row < W
-        else:
-            row, place, there = _open(kept_ptr, K, BLOCK, TOPS, COARSES)
+        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, row < W), top_ptr, K, FIRST)
+    if LEVEL == 2:
+        index = tl.arange(0, FIRST)
+        row = index // COARSES
+        x = tl.load(coarse_ptr + index, mask=row < W, other=none)
+        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, row < W), coarse_kept_ptr, K, FIRST)
+    if LEVEL == 3:
+        row, place, there = _child(tl.arange(0, BLOCK), top_ptr, K, TOPS, COARSES)
         x = tl.load(coarse_ptr + row * COARSES + place, mask=there, other=none)
-        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, there), row * COARSES + place, kept_ptr + KP, K)
-    if LEVEL >= 1:
-        if LEVEL == 1:
-            index = tl.arange(0, FIRST)
-            row = index // FINES
-            place = index - row * FINES
-            there = row < W
-        else:
-            row, place, there = _open(kept_ptr + KP, K, BLOCK, COARSES, FINES)
+        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, there), raw_ptr, K, BLOCK)
+        _settle(raw_ptr, top_ptr, coarse_kept_ptr, K, KP, TOPS, COARSES)
+    if LEVEL == 1:
+        index = tl.arange(0, FIRST)
+        row = index // FINES
+        x = tl.load(fine_ptr + index, mask=row < W, other=none)
+        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, row < W), fine_kept_ptr, K, FIRST)
+    if LEVEL >= 2:
+        row, place, there = _child(tl.arange(0, BLOCK), coarse_kept_ptr, K, COARSES, FINES)
         x = tl.load(fine_ptr + row * FINES + place, mask=there, other=none)
-        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, there), row * FINES + place, kept_ptr + 2 * KP, K)
+        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, there), raw_ptr, K, BLOCK)
+        _settle(raw_ptr, coarse_kept_ptr, fine_kept_ptr, K, KP, COARSES, FINES)
+    slot = tl.arange(0, KP)
     if LEVEL == 0:
         index = tl.arange(0, FIRST)
         row = index // V
-        place = index - row * V
-        there = row < W
+        x = tl.load(logits_ptr + index, mask=row < W, other=none)
+        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, row < W), raw_ptr, K, FIRST)
+        flat = tl.load(raw_ptr + slot, mask=slot < K, other=0)
+        row = flat // V
+        there = (slot < K) & (row < W)
     else:
-        row, place, there = _open(kept_ptr + 2 * KP, K, BLOCK, FINES, V)
-    flat = row * V + place
-    x = tl.load(logits_ptr + flat, mask=there, other=none)
-    key = _score_key(x, cumulative_ptr, normalizer_ptr, row, there)
+        row, place, there = _child(tl.arange(0, BLOCK), fine_kept_ptr, K, FINES, V)
+        x = tl.load(logits_ptr + row * V + place, mask=there, other=none)
+        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, there), raw_ptr, K, BLOCK)
+        row, place, there = _child(tl.load(raw_ptr + slot, mask=slot < K, other=0), fine_kept_ptr, K, FINES, V)
+        there = there & (slot < K)
+        flat = row * V + place
+    key = _score_key(tl.load(logits_ptr + flat, mask=there, other=none), cumulative_ptr, normalizer_ptr, row, there)
     # Score and place in one number, the smaller place the larger: sorting it is the total order.
-    _keep(key, (key.to(tl.int64) << 32) | (0x7FFFFFFF - flat).to(tl.int64), packed_ptr, K)
-    slot = tl.arange(0, KP)
-    packed = tl.load(packed_ptr + slot, mask=slot < K, other=-(2**63))
-    packed = tl.sort(packed, descending=True)
+    packed = tl.sort((key.to(tl.int64) << 32) | (0x7FFFFFFF - flat).to(tl.int64), descending=True)
     key = (packed >> 32).to(tl.int32)
     flat = 0x7FFFFFFF - (packed & 0x7FFFFFFF).to(tl.int32)
     alive = key > DEAD
@@ -197,12 +218,11 @@ def beam_select(
     """See `kernels.selection.beam_select`."""
     batch, beams = cumulative.shape
     constants = plan(beams, logits.shape[1], k)
-    kept = cumulative.new_empty(batch, 3 * constants["KP"], dtype=torch.int32)
-    packed = cumulative.new_empty(batch, constants["KP"], dtype=torch.int64)
+    kept = cumulative.new_empty(batch, 4 * constants["KP"], dtype=torch.int32)
     score = cumulative.new_empty(batch, k, dtype=torch.float32)
     parent, token = (cumulative.new_empty(batch, k, dtype=torch.int32) for _ in range(2))
     beam_select_kernel[(batch,)](
-        logits, fine, coarse, normalizer, cumulative.float().contiguous(), kept, packed, score, parent, token, **constants,
+        logits, fine, coarse, normalizer, cumulative.float().contiguous(), kept, score, parent, token, **constants,
         num_warps=config.selection_warps(max(constants["FIRST"], constants["BLOCK"] if constants["LEVEL"] else 0)),
     )  # fmt: skip
     return score, parent, token
