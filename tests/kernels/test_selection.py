@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernels import beam_topk, reference
+from kernels import beam_topk
+from kernels.selection import reference
 
 KINDS = [
     "normal",

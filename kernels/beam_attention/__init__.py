@@ -1,0 +1,78 @@
+"""Self-attention of beams to their own few tokens, by ancestor index: keys and values are written once and never reordered.
+
+`keys[b, t, s]` is what beam s of request b computed at step t. Which of them a beam of a later step descends from is `ancestors[b, t, w]`;
+after a selection only that table changes (2 KiB per request), where reordering would move the history of every layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels import dispatch
+from kernels.beam_attention import cpu, reference
+
+
+def beam_self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor, step: int, *, backend: str = "auto") -> Tensor:
+    """Attention of each beam's newest token to itself and to its ancestors; writes the newest keys and values at `step`.
+
+    Args:
+        qkv: [B, W, (H + 2 G) * D]: H query heads, then G keys, then G values, of the newest token; head h reads group h // (H // G).
+        keys: [B, L, S ≥ W, G, D], contiguous, history of steps before `step`; slots [:, step, :W] are written.
+        values: the same for values.
+        ancestors: int32[B, L, S]: `ancestors[b, t, w]` is the slot of beam w's ancestor at step t < step.
+        step: 0 ≤ step < L.
+        backend: see `kernels.dispatch.resolve`.
+
+    Returns:
+        [B, W, H * D], of the type of qkv.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    batch, steps, slots, groups, width = keys.shape
+    heads, rest = divmod(qkv.shape[2], width)
+    heads -= 2 * groups
+    fits = qkv.shape[0] == batch and qkv.shape[1] <= slots and not rest and heads > 0 and heads % groups == 0
+    if not fits or values.shape != keys.shape or ancestors.shape != keys.shape[:3] or not 0 <= step < steps:
+        raise ValueError(
+            f"qkv {list(qkv.shape)}, keys {list(keys.shape)}, values {list(values.shape)}, ancestors {list(ancestors.shape)}, step {step}: "
+            "[B, W, (H + 2 G) D], [B, L, S ≥ W, G, D] twice, [B, L, S] and 0 ≤ step < L are expected"
+        )
+    return _beam_self_attention(qkv, keys, values, ancestors, step, backend)
+
+
+def advance_ancestors(ancestors: Tensor, parent: Tensor, step: int) -> Tensor:
+    """The table int32[B, L, S] after the beams of `step` were continued by those with `parent` int32[B, K ≤ S]; a new tensor.
+
+    `new[:, t, w] = old[:, t, parent[w]]` for t < step, and `new[:, step, w] = parent[w]`.
+
+    Raises:
+        ValueError: more beams than slots, or a step that does not exist.
+    """
+    batch, steps, slots = ancestors.shape
+    if parent.shape[0] != batch or parent.shape[1] > slots or not 0 <= step < steps:
+        raise ValueError(f"ancestors {list(ancestors.shape)}, parent {list(parent.shape)}, step {step}: [B, L, S], [B, K ≤ S], step < L")
+    advanced = ancestors.clone()
+    index = parent.long().unsqueeze(1).expand(-1, step, -1)
+    advanced[:, :step, : parent.shape[1]] = ancestors[:, :step].gather(2, index)
+    advanced[:, step, : parent.shape[1]] = parent
+    return advanced
+
+
+@torch.library.custom_op("sidstream::beam_self_attention", mutates_args=("keys", "values"))
+def _beam_self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor, step: int, backend: str) -> Tensor:
+    if dispatch.resolve(backend, qkv) == "triton":
+        from kernels.beam_attention.triton import beam_self_attention as kernel
+
+        return kernel(qkv, keys, values, ancestors, step)
+    return cpu.beam_self_attention(qkv, keys, values, ancestors, step)
+
+
+@_beam_self_attention.register_fake
+def _(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor, step: int, backend: str) -> Tensor:
+    groups, width = keys.shape[3:]
+    return qkv.new_empty(*qkv.shape[:2], qkv.shape[2] - 2 * groups * width)
+
+
+__all__ = ["advance_ancestors", "beam_self_attention", "reference"]

@@ -1,0 +1,228 @@
+"""Triton kernel of the exact selection: one program per request descends the pyramid of maxima.
+
+At every level the k first groups are kept, by (largest score descending, group ascending), and opened; `kernels.selection.cpu` says why
+that loses nothing. So at most 16 k numbers are looked at per level, whatever the numbers are: no sampling, no buffer that could overflow.
+The k-th largest is found by bisection on integers that are ordered like the floats; positions come from one prefix sum, never from an
+atomic.
+"""
+
+# Arguments of kernels are Triton's own types, which have no annotations.
+# mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels import config
+from kernels.projection.reference import COARSE, FINE
+
+# Fan-out of every level: logits, fine, coarse, and a fourth level that the kernel takes from the coarse maxima when they are too many.
+FAN = tl.constexpr(16)
+LOWEST = tl.constexpr(-(2**31))
+# `_ordered` of -inf.
+DEAD = tl.constexpr(-2139095041)
+
+
+@triton.jit
+def _ordered(x):
+    """int32 ordered like the float32."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _float(key):
+    """Inverse of `_ordered`."""
+    return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _score_key(x, cumulative_ptr, normalizer_ptr, row, there):
+    """Ordered score of values in rows; LOWEST where there is none."""
+    none: tl.constexpr = float("-inf")
+    offset = tl.load(cumulative_ptr + row, mask=there, other=none) - tl.load(normalizer_ptr + row, mask=there, other=0.0)
+    # NaN compares false, so what is invalid falls to -inf, and -inf + offset stays there; adding 0.0 makes -0.0 positive.
+    offset = tl.where(offset < float("inf"), offset, none)
+    x = tl.where(x < float("inf"), x, none)
+    return tl.where(there, _ordered(x + offset + 0.0), LOWEST)
+
+
+@triton.jit
+def _threshold(key, K: tl.constexpr):
+    """Largest T with at least K keys ≥ T; there are at least K keys."""
+    live = tl.sum((key > DEAD).to(tl.int32), axis=0)
+    known = tl.sum((key >= DEAD).to(tl.int32), axis=0)
+    low = tl.min(tl.where(key > DEAD, key, 2147483647), axis=0)
+    high = tl.max(key, axis=0)
+    low = tl.where(live >= K, low, tl.where(known >= K, DEAD, LOWEST))
+    high = tl.where(live >= K, high, low)
+    while low < high:
+        # Middle, rounded up; the distance of two int32 needs an unsigned one.
+        span = high.to(tl.uint32) - low.to(tl.uint32)
+        middle = (low.to(tl.uint32) + (span >> 1) + (span & 1)).to(tl.int32)
+        count = tl.sum((key >= middle).to(tl.int32), axis=0)
+        if count == K:
+            low = middle
+            high = middle
+        elif count > K:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+@triton.jit
+def _keep(key, kept_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
+    """Store the positions of the first K of BLOCK by (key descending, position ascending), in ascending order.
+
+    Positions alone: what they stand for is looked up again for the few that stay, or it would take registers from all.
+    """
+    threshold = _threshold(key, K)
+    above = (key > threshold).to(tl.int32)
+    equal = (key == threshold).to(tl.int32)
+    room = K - tl.sum(above, axis=0)
+    # One prefix sum for both: at most K < 2^15 are above, and at most 2^15 are equal.
+    ranks = tl.cumsum((above << 16) | equal, axis=0)
+    rank = ranks & 0xFFFF
+    chosen = (above != 0) | ((equal != 0) & (rank <= room))
+    tl.store(kept_ptr + (ranks >> 16) + tl.minimum(rank, room) - 1, tl.arange(0, BLOCK), mask=chosen)
+    # The next level is read by other threads than those that wrote.
+    tl.debug_barrier()
+
+
+@triton.jit
+def _child(index, kept_ptr, K: tl.constexpr, GROUPS: tl.constexpr, CHILDREN: tl.constexpr):
+    """Row, place in the row, and presence of child `index % FAN` of kept group `index // FAN`, which is its row * GROUPS + place."""
+    group = tl.load(kept_ptr + index // FAN, mask=index < K * FAN, other=0)
+    row = group // GROUPS
+    place = (group - row * GROUPS) * FAN + index % FAN
+    return row, place, (index < K * FAN) & (place < CHILDREN)
+
+
+@triton.jit
+def _settle(raw_ptr, kept_ptr, next_ptr, K: tl.constexpr, KP: tl.constexpr, GROUPS: tl.constexpr, CHILDREN: tl.constexpr):
+    """Turn kept positions into row * CHILDREN + place, for the next level to open."""
+    slot = tl.arange(0, KP)
+    index = tl.load(raw_ptr + slot, mask=slot < K, other=0)
+    row, place, _ = _child(index, kept_ptr, K, GROUPS, CHILDREN)
+    tl.store(next_ptr + slot, row * CHILDREN + place, mask=slot < K)
+    tl.debug_barrier()
+
+
+@triton.jit
+def beam_select_kernel(
+    logits_ptr, fine_ptr, coarse_ptr, normalizer_ptr, cumulative_ptr, kept_ptr, score_ptr, parent_ptr, token_ptr,
+    W: tl.constexpr, V: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, FINES: tl.constexpr, COARSES: tl.constexpr,
+    TOPS: tl.constexpr, LEVEL: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """LEVEL at which the descent starts (3 top, 2 coarse, 1 fine, 0 logits), with FIRST ≥ its groups; BLOCK ≥ 16 K."""
+    request = tl.program_id(0).to(tl.int64)
+    logits_ptr += request * W * V
+    fine_ptr += request * W * FINES
+    coarse_ptr += request * W * COARSES
+    normalizer_ptr += request * W
+    cumulative_ptr += request * W
+    # Positions just kept, and the groups kept of the top, coarse and fine level.
+    raw_ptr = kept_ptr + request * 4 * KP
+    top_ptr = raw_ptr + KP
+    coarse_kept_ptr = raw_ptr + 2 * KP
+    fine_kept_ptr = raw_ptr + 3 * KP
+    none: tl.constexpr = float("-inf")
+    # At the level where the descent starts, a position is row * groups + place already.
+    if LEVEL == 3:
+        index = tl.arange(0, FIRST)
+        row = index // TOPS
+        place = index - row * TOPS
+        x = tl.full((FIRST,), none, tl.float32)
+        for part in range(FAN):
+            child = place * FAN + part
+            x = tl.maximum(x, tl.load(coarse_ptr + row * COARSES + child, mask=(row < W) & (child < COARSES), other=none))
+        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, row < W), top_ptr, K, FIRST)
+    if LEVEL == 2:
+        index = tl.arange(0, FIRST)
+        row = index // COARSES
+        x = tl.load(coarse_ptr + index, mask=row < W, other=none)
+        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, row < W), coarse_kept_ptr, K, FIRST)
+    if LEVEL == 3:
+        row, place, there = _child(tl.arange(0, BLOCK), top_ptr, K, TOPS, COARSES)
+        x = tl.load(coarse_ptr + row * COARSES + place, mask=there, other=none)
+        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, there), raw_ptr, K, BLOCK)
+        _settle(raw_ptr, top_ptr, coarse_kept_ptr, K, KP, TOPS, COARSES)
+    if LEVEL == 1:
+        index = tl.arange(0, FIRST)
+        row = index // FINES
+        x = tl.load(fine_ptr + index, mask=row < W, other=none)
+        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, row < W), fine_kept_ptr, K, FIRST)
+    if LEVEL >= 2:
+        row, place, there = _child(tl.arange(0, BLOCK), coarse_kept_ptr, K, COARSES, FINES)
+        x = tl.load(fine_ptr + row * FINES + place, mask=there, other=none)
+        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, there), raw_ptr, K, BLOCK)
+        _settle(raw_ptr, coarse_kept_ptr, fine_kept_ptr, K, KP, COARSES, FINES)
+    slot = tl.arange(0, KP)
+    if LEVEL == 0:
+        index = tl.arange(0, FIRST)
+        row = index // V
+        x = tl.load(logits_ptr + index, mask=row < W, other=none)
+        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, row < W), raw_ptr, K, FIRST)
+        flat = tl.load(raw_ptr + slot, mask=slot < K, other=0)
+        row = flat // V
+        there = (slot < K) & (row < W)
+    else:
+        row, place, there = _child(tl.arange(0, BLOCK), fine_kept_ptr, K, FINES, V)
+        x = tl.load(logits_ptr + row * V + place, mask=there, other=none)
+        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, there), raw_ptr, K, BLOCK)
+        row, place, there = _child(tl.load(raw_ptr + slot, mask=slot < K, other=0), fine_kept_ptr, K, FINES, V)
+        there = there & (slot < K)
+        flat = row * V + place
+    key = _score_key(tl.load(logits_ptr + flat, mask=there, other=none), cumulative_ptr, normalizer_ptr, row, there)
+    # Score and place in one number, the smaller place the larger: sorting it is the total order.
+    packed = tl.sort((key.to(tl.int64) << 32) | (0x7FFFFFFF - flat).to(tl.int64), descending=True)
+    key = (packed >> 32).to(tl.int32)
+    flat = 0x7FFFFFFF - (packed & 0x7FFFFFFF).to(tl.int32)
+    alive = key > DEAD
+    out = request * K + slot
+    tl.store(score_ptr + out, tl.where(alive, _float(key), none), mask=slot < K)
+    tl.store(parent_ptr + out, tl.where(alive, flat // V, 0), mask=slot < K)
+    tl.store(token_ptr + out, tl.where(alive, flat % V, -1), mask=slot < K)
+
+
+def plan(beams: int, vocabulary: int, k: int) -> dict[str, int]:
+    """Constants of the kernel for a shape: where the descent starts, and block sizes.
+
+    Raises:
+        ValueError: more candidates than one program can hold.
+    """
+    fines, coarses = triton.cdiv(vocabulary, FINE), triton.cdiv(vocabulary, COARSE)
+    tops = triton.cdiv(coarses, 16)
+    level, groups = 0, beams * vocabulary
+    # Where the groups of a level are no more than k, all of them would be kept: start below it.
+    for higher, count in enumerate((beams * fines, beams * coarses, beams * tops), 1):
+        if count > k and groups > 16 * k:
+            level, groups = higher, count
+    padded = triton.next_power_of_2(k)
+    first = max(triton.next_power_of_2(groups), padded)
+    if max(first, 16 * padded) > config.MOST_CANDIDATES or beams * vocabulary >= 2**31:
+        raise ValueError(f'{beams} beams of {vocabulary} tokens, k {k}: too many for one program of the Triton kernel; use backend="torch"')
+    return {
+        "W": beams, "V": vocabulary, "K": k, "KP": padded, "FINES": fines, "COARSES": coarses, "TOPS": tops,
+        "LEVEL": level, "FIRST": first, "BLOCK": 16 * padded,
+    }  # fmt: skip
+
+
+def beam_select(
+    logits: Tensor, fine: Tensor, coarse: Tensor, normalizer: Tensor, cumulative: Tensor, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `kernels.selection.beam_select`."""
+    batch, beams = cumulative.shape
+    constants = plan(beams, logits.shape[1], k)
+    kept = cumulative.new_empty(batch, 4 * constants["KP"], dtype=torch.int32)
+    score = cumulative.new_empty(batch, k, dtype=torch.float32)
+    parent, token = (cumulative.new_empty(batch, k, dtype=torch.int32) for _ in range(2))
+    beam_select_kernel[(batch,)](
+        logits, fine, coarse, normalizer, cumulative.float().contiguous(), kept, score, parent, token, **constants,
+        num_warps=config.selection_warps(max(constants["FIRST"], constants["BLOCK"] if constants["LEVEL"] else 0)),
+    )  # fmt: skip
+    return score, parent, token

@@ -1,0 +1,150 @@
+"""Checks of the Triton kernels in Triton's interpreter: `test_triton.py` runs them in a process of their own.
+
+In the interpreter only float32 and float16 multiply rightly (bfloat16 products are silently wrong), and shared memory, registers and races
+do not exist. New tensors are poisoned, so what a kernel forgets to write shows.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["TRITON_INTERPRET"] = "1"
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import beam_attention, beam_topk, context_attention, linear, projection, selection
+from tests.kernels.test_ops import history, mask_of, relative
+from tests.kernels.test_selection import KINDS, assert_same, numbers
+
+SEED = 21
+SHAPES = [(1, 1, 1, 1), (2, 3, 63, 5), (1, 16, 100, 33), (2, 16, 256, 16), (1, 33, 1000, 7), (1, 5, 4500, 3)]
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is made empty is full of NaN, or of -7."""
+    empty, empty_like = Tensor.new_empty, torch.empty_like
+
+    def fill(made: Tensor) -> Tensor:
+        return made.fill_(torch.nan if made.is_floating_point() else -7)
+
+    monkeypatch.setattr(Tensor, "new_empty", lambda *args, **kwargs: fill(empty(*args, **kwargs)))
+    monkeypatch.setattr(torch, "empty_like", lambda *args, **kwargs: fill(empty_like(*args, **kwargs)))
+
+
+@pytest.mark.parametrize(("kind", "shape"), list(itertools.product(KINDS, SHAPES)))
+def test_selection_is_a_stable_sort_of_the_same_scores(kind: str, shape: tuple[int, int, int, int]) -> None:
+    batch, beams, vocabulary, k = shape
+    logits, cumulative = numbers(kind, batch, beams, vocabulary, torch.Generator().manual_seed(SEED))
+    rows = projection.pyramid(logits.flatten(0, 1), backend="triton")
+    expected = projection.pyramid(logits.flatten(0, 1), backend="torch")
+    assert torch.equal(rows.fine, expected.fine) and torch.equal(rows.coarse, expected.coarse)
+    torch.testing.assert_close(rows.log_normalizer, expected.log_normalizer, atol=2e-5, rtol=1e-6)
+    offset = projection.reference.valid(cumulative - rows.log_normalizer.view(cumulative.shape))
+    wanted = selection.reference.stable_topk(projection.reference.valid(logits), offset, k)
+    assert_same(selection.beam_select(rows, cumulative, k, backend="triton"), wanted)
+    assert_same(beam_topk(logits, cumulative, k, normalize=False, backend="triton"), beam_topk(logits, cumulative, k, normalize=False))
+
+
+def test_selection_has_a_prefix_and_does_not_see_the_batch() -> None:
+    logits, cumulative = numbers("integers", 3, 9, 300, torch.Generator().manual_seed(SEED))
+    long = beam_topk(logits, cumulative, 20, backend="triton")
+    short = beam_topk(logits, cumulative, 10, backend="triton")
+    assert_same(short, tuple(part[:, :10].contiguous() for part in long))  # type: ignore[arg-type]
+    alone = beam_topk(logits[1:2], cumulative[1:2], 20, backend="triton")
+    assert_same(alone, tuple(part[1:2].contiguous() for part in long))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("rows", "vocabulary", "normalizer"), [(3, 100, "full"), (70, 300, "allowed"), (5, 520, None)])
+def test_projection(dtype: torch.dtype, rows: int, vocabulary: int, normalizer: str | None) -> None:
+    generator = torch.Generator().manual_seed(SEED)
+    hidden = (torch.randn(rows, 40, generator=generator) * 0.3).to(dtype)
+    weight = torch.randn(vocabulary, 40, generator=generator).to(dtype)
+    bias, extra = torch.randn(vocabulary, generator=generator), torch.randn(rows, vocabulary, generator=generator)
+    weight[2, 0], hidden[0, 0] = torch.nan, 1.0
+    allowed = torch.rand(4, vocabulary, generator=generator) < 0.5
+    node = torch.randint(-1, 4, (rows,), generator=generator, dtype=torch.int32)
+    mask = {} if normalizer is None else {"node": node, "bitmask": mask_of(allowed), "normalizer": normalizer}
+    found = projection.proj_pyramid(hidden, weight, bias=bias, extra=extra, backend="triton", **mask)
+    wide = projection.proj_pyramid(hidden.double(), weight.double(), bias=bias.double(), extra=extra.double(), backend="torch", **mask)
+    kept = wide.logits > -torch.inf
+    assert torch.equal(found.logits > -torch.inf, kept)
+    assert relative(found.logits[kept], wide.logits[kept]) < 1e-5
+    torch.testing.assert_close(found.log_normalizer.double(), wide.log_normalizer, atol=2e-5, rtol=1e-5)
+    again = projection.pyramid(found.logits, backend="torch")
+    assert torch.equal(found.fine, again.fine) and torch.equal(found.coarse, again.coarse)
+    alone = projection.proj_pyramid(
+        hidden[1:3], weight, bias=bias, extra=extra[1:3], backend="triton", **(mask | ({"node": node[1:3]} if mask else {}))
+    )
+    assert torch.equal(alone.logits, found.logits[1:3]) and torch.equal(alone.log_normalizer, found.log_normalizer[1:3])
+
+
+@pytest.mark.parametrize("normalizer", ["full", "allowed"])
+def test_pyramid_of_masked_logits(normalizer: str) -> None:
+    generator = torch.Generator().manual_seed(SEED)
+    logits = torch.randn(19, 333, generator=generator)
+    allowed, node = torch.rand(3, 333, generator=generator) < 0.1, torch.arange(19, dtype=torch.int32) % 4 - 1
+    arguments = {"node": node, "bitmask": mask_of(allowed), "normalizer": normalizer}
+    found = projection.pyramid(logits, backend="triton", **arguments)
+    expected = projection.pyramid(logits, backend="torch", **arguments)
+    assert all(torch.equal(part, other) for part, other in zip(found[:3], expected[:3], strict=True))
+    torch.testing.assert_close(found.log_normalizer, expected.log_normalizer, atol=2e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("beams", "heads", "groups", "width", "step"), [(1, 4, 1, 16, 0), (13, 4, 2, 24, 2), (40, 3, 3, 16, 3)])
+def test_beam_self_attention(dtype: torch.dtype, beams: int, heads: int, groups: int, width: int, step: int) -> None:
+    generator = torch.Generator().manual_seed(SEED)
+    keys, values, ancestors = history(2, 4, 48, groups, width, step, beams, generator)
+    keys, values = keys.to(dtype), values.to(dtype)
+    qkv = torch.randn(2, beams, (heads + 2 * groups) * width, generator=generator).to(dtype)
+    exact = beam_attention.reference.beam_self_attention(qkv.double(), keys.double(), values.double(), ancestors, step)
+    found = beam_attention.beam_self_attention(qkv, keys, values, ancestors, step, backend="triton")
+    assert relative(found, exact) < (1e-6 if dtype == torch.float32 else 1e-3)
+    start = heads * width
+    assert torch.equal(keys[:, step, :beams].flatten(2), qkv[..., start : start + groups * width])
+    assert torch.equal(values[:, step, :beams].flatten(2), qkv[..., start + groups * width :])
+    assert keys[:, step, beams:].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("lengths", [None, [70, 0, 33]])
+@pytest.mark.parametrize(("beams", "heads", "groups", "width"), [(5, 4, 1, 16), (20, 6, 2, 24)])
+def test_context_attention(dtype: torch.dtype, lengths: list[int] | None, beams: int, heads: int, groups: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(SEED)
+    query = torch.randn(3, beams, heads, width, generator=generator).to(dtype)
+    keys, values = (torch.randn(3, groups, 70, width, generator=generator).to(dtype).transpose(1, 2) for _ in range(2))
+    count = None if lengths is None else torch.tensor(lengths, dtype=torch.int32)
+    exact, lse = context_attention.reference.context_attention(query.double(), keys.double(), values.double(), count)
+    for row, end in enumerate(lengths or []):
+        keys[row, end:], values[row, end:] = torch.nan, torch.nan
+    found, total = context_attention.context_attention(query, keys, values, count, with_lse=True, backend="triton")
+    assert relative(found, exact) < (1e-6 if dtype == torch.float32 else 1e-3)
+    torch.testing.assert_close(total.double(), lse, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("plain", [True, False])
+def test_fused_linear(dtype: torch.dtype, plain: bool) -> None:
+    generator = torch.Generator().manual_seed(SEED)
+    x, gain, weight = (torch.randn(*shape, generator=generator).to(dtype) for shape in ((70, 40), (40,), (66, 40)))
+    bias, residual = torch.randn(66, generator=generator).to(dtype), torch.randn(70, 66, generator=generator).to(dtype)
+    if plain:
+        found = linear.linear(x, weight, backend="triton")
+        exact = linear.linear(x.double(), weight.double())
+    else:
+        found = linear.rmsnorm_linear(x, gain, weight, bias=bias, residual=residual, activation="relu2", eps=1e-6, backend="triton")
+        exact = linear.rmsnorm_linear(
+            x.double(), gain.double(), weight.double(), bias=bias.double(), residual=residual.double(), activation="relu2", eps=1e-6
+        )
+    assert relative(found, exact) < (1e-6 if dtype == torch.float32 else 2e-3)
+
+
+def test_more_candidates_than_a_program_holds_are_refused() -> None:
+    with pytest.raises(ValueError, match='use backend="torch"'):
+        beam_topk(torch.zeros(1, 2, 40000), torch.zeros(1, 2), 4096, backend="triton")

@@ -1,0 +1,141 @@
+"""The kernels compiled for GPUs that are not there: registers, no spilled ones, and matrix instructions where there is a product."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from kernels import config
+
+pytestmark = pytest.mark.integration
+
+
+class Code(NamedTuple):
+    """What the assembler says of a kernel: registers a thread, bytes of stack, bytes of shared memory, instructions by name."""
+
+    registers: int
+    stack: int
+    shared: int
+    instructions: Counter[str]
+
+
+def compiled(kernel: Any, types: Mapping[str, str], constants: Mapping[str, int], warps: int, stages: int, folder: Path, arch: int) -> Code:
+    """Compile for sm_`arch` (90: Hopper, 100: Blackwell) with pointers aligned to 16 bytes, as torch's are."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
+    attributes = {(index,): [["tt.divisibility", 16]] for index, name in enumerate(kernel.arg_names) if signature[name].startswith("*")}
+    named = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=named, attrs=attributes)
+    made = triton.compile(source, target=GPUTarget("cuda", arch, 32), options={"num_warps": warps, "num_stages": stages})
+    binary = folder / "kernel.cubin"
+    binary.write_bytes(made.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+    def dump(option: str) -> str:
+        return subprocess.run([tool, option, binary], capture_output=True, text=True, check=True).stdout
+
+    usage = re.search(r"REG:(\d+) STACK:(\d+)", dump("--dump-resource-usage"))
+    assert usage, "no resource usage in the output of cuobjdump"
+    names = re.findall(r"^\s+/\*[0-9a-f]{4,5}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_]+)", dump("-sass"), re.MULTILINE)
+    return Code(int(usage[1]), int(usage[2]), made.metadata.shared, Counter(names))
+
+
+def pointers(kernel: Any, types: Mapping[str, str], default: str) -> dict[str, str]:
+    return {name: types.get(name, f"*{default}") for name in kernel.arg_names if name.endswith("_ptr")}
+
+
+def projection_code(rows: int, masked: bool, folder: Path, arch: int) -> Code:
+    from kernels.projection.triton import proj_pyramid_kernel as kernel
+
+    tile = config.projection(rows, 2)
+    types = pointers(kernel, {"hidden_ptr": "*bf16", "weight_ptr": "*bf16", "node_ptr": "*i32", "mask_ptr": "*i32"}, "fp32") | {"M": "i32"}
+    constants = {
+        "V": 8192, "D": 768, "TILES": 8192 // tile.columns, "BM": tile.rows, "BN": tile.columns, "BK": tile.depth, "FINE": 16,
+        "BIAS": True, "EXTRA": False, "MASKED": masked, "ALLOWED": False,
+    }  # fmt: skip
+    return compiled(kernel, types, constants, tile.warps, tile.stages, folder, arch)
+
+
+def selection_code(beams: int, k: int, folder: Path, arch: int) -> Code:
+    from kernels.selection.triton import beam_select_kernel as kernel
+    from kernels.selection.triton import plan
+
+    integers = dict.fromkeys(("kept_ptr", "parent_ptr", "token_ptr"), "*i32")
+    constants = plan(beams, 8192, k)
+    warps = config.selection_warps(max(constants["FIRST"], constants["BLOCK"]))
+    return compiled(kernel, pointers(kernel, integers, "fp32"), constants, warps, 3, folder, arch)
+
+
+def context_code(variable: bool, folder: Path, arch: int) -> Code:
+    from kernels.context_attention.triton import context_attention_kernel as kernel
+
+    tile = config.attention(2, 64)
+    types = pointers(kernel, {"lengths_ptr": "*i32", "lse_ptr": "*fp32"}, "bf16") | {"W": "i32", "S": "i32", "scale": "fp32"}
+    types |= {name: "i64" for name in kernel.arg_names if name.startswith(("key_", "value_"))}
+    constants = {"H": 12, "R": 12, "D": 64, "DP": 64, "BM": tile.rows, "BN": tile.columns, "VARIABLE": variable, "LSE": True}
+    return compiled(kernel, types, constants, tile.warps, tile.stages, folder, arch)
+
+
+def beam_code(step: int, folder: Path, arch: int) -> Code:
+    from kernels.beam_attention.triton import BEAMS
+    from kernels.beam_attention.triton import beam_self_attention_kernel as kernel
+
+    types = pointers(kernel, {"ancestors_ptr": "*i32"}, "bf16") | {"W": "i32", "scale": "fp32"}
+    constants = {"STEP": step, "L": 4, "S": 512, "H": 12, "G": 4, "D": 64, "DP": 64, "BW": BEAMS}
+    return compiled(kernel, types, constants, 4, 3, folder, arch)
+
+
+def linear_code(norm: bool, folder: Path, arch: int) -> Code:
+    from kernels.linear.triton import fused_linear_kernel as kernel
+
+    tile = config.linear(512, 2)
+    constants = {
+        "N": 3072, "D": 768, "BM": tile.rows, "BN": tile.columns, "BK": tile.depth,
+        "NORM": norm, "BIAS": True, "RESIDUAL": not norm, "RELU2": norm,
+    }  # fmt: skip
+    types = pointers(kernel, {}, "bf16") | {"M": "i32", "eps": "fp32"}
+    return compiled(kernel, types, constants, tile.warps, tile.stages, folder, arch)
+
+
+PRODUCTS = {
+    "projection": lambda *at: projection_code(512, False, *at),
+    "masked projection": lambda *at: projection_code(512, True, *at),
+    "projection of few rows": lambda *at: projection_code(8, True, *at),
+    "context attention": lambda *at: context_code(True, *at),
+    "norm, linear, activation": lambda *at: linear_code(True, *at),
+    "linear, residual": lambda *at: linear_code(False, *at),
+}
+GATHERS = {
+    "selection of 512": lambda *at: selection_code(512, 512, *at),
+    "selection of 128": lambda *at: selection_code(128, 128, *at),
+    "selection of 512 from one beam": lambda *at: selection_code(1, 512, *at),
+    "selection of 1024": lambda *at: selection_code(1024, 1024, *at),
+    "beam self-attention": lambda *at: beam_code(3, *at),
+}
+SHARED_LIMIT = 227 * 1024  # bytes of one block on sm_90 and sm_100
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+@pytest.mark.parametrize(("arch", "instruction"), [(90, "HGMMA"), (100, "UTCHMMA")])
+def test_products_use_matrix_instructions_and_spill_nothing(name: str, arch: int, instruction: str, tmp_path: Path) -> None:
+    code = PRODUCTS[name](tmp_path, arch)
+    print(name, arch, code)
+    assert code.stack == 0 and code.shared <= SHARED_LIMIT
+    assert code.instructions[instruction] > 0, code.instructions
+
+
+# A selection of 1024 spills 88 bytes a thread on sm_100.
+@pytest.mark.parametrize(("name", "arch"), [*((name, 90) for name in GATHERS), ("selection of 512", 100), ("beam self-attention", 100)])
+def test_gathers_and_selections_spill_nothing(name: str, arch: int, tmp_path: Path) -> None:
+    code = GATHERS[name](tmp_path, arch)
+    print(name, arch, code)
+    assert code.stack == 0 and code.shared <= SHARED_LIMIT
