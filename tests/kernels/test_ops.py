@@ -185,6 +185,7 @@ def test_a_search_step_compiles_and_exports_as_one_graph() -> None:
         assert all(torch.equal(part, other) for part, other in zip(found, expected, strict=True))
 
 
+@pytest.mark.integration
 def test_triton_is_not_imported_by_the_package() -> None:
     code = "import sys, kernels, kernels.linear, kernels.beam_attention, kernels.context_attention; sys.exit('triton' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -66,7 +66,7 @@ def assert_same(found: tuple[Tensor, Tensor, Tensor], expected: tuple[Tensor, Te
     assert torch.equal(found[1], expected[1]) and torch.equal(found[2], expected[2])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
     batch=st.integers(1, 3),
