@@ -14,17 +14,20 @@ from jobs.report import commit, machine
 RESULTS = Path(__file__).parent / "results"
 
 
+def facts(name: str, packages: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Machine, commit, command, day and versions of the run of `benchmarks.<name>` that is under way."""
+    return {
+        "machine": machine(),
+        "commit": commit(),
+        "command": "python -m " + " ".join([f"benchmarks.{name}", *sys.argv[1:]]),
+        "day": datetime.now(UTC).date().isoformat(),
+        "versions": {package: version(package) for package in packages},
+    }
+
+
 def write(name: str, result: dict[str, Any], packages: tuple[str, ...] = (), target: Path | None = None) -> Path:
     """Write `benchmarks/results/<name>.json` (or `target`) with machine, commit, command, day and versions."""
     path = target or RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    command = "python -m " + " ".join([f"benchmarks.{name}", *sys.argv[1:]])
-    facts = {
-        "machine": machine(),
-        "commit": commit(),
-        "command": command,
-        "day": datetime.now(UTC).date().isoformat(),
-        "versions": {package: version(package) for package in packages},
-    }
-    path.write_text(json.dumps(facts | result, indent=1) + "\n")
+    path.write_text(json.dumps(facts(name, packages) | result, indent=1) + "\n")
     return path
