@@ -50,9 +50,9 @@ class Impression(Event, frozen=True, kw_only=True, tag="impression/1"):
     impression_id: Identifier
     request_id: str
     item_id: ItemId
-    position: Annotated[int, msgspec.Meta(ge=0)]
+    position: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     scene: str
-    duration_ms: Annotated[int, msgspec.Meta(ge=0)]
+    duration_ms: Millis
     sid: Sid | None = None
     served_sid: Sid | None = None
     case: Case | None = None
@@ -80,8 +80,8 @@ class Engagement(Label, frozen=True, kw_only=True, tag="engagement/1"):
 
 
 class Watch(Label, frozen=True, kw_only=True, tag="watch/1"):
-    play_ms: Annotated[int, msgspec.Meta(ge=0)]
-    duration_ms: Annotated[int, msgspec.Meta(ge=0)]
+    play_ms: Millis
+    duration_ms: Millis
     finished: bool | None = None
     replays: Annotated[int, msgspec.Meta(ge=0)] | None = None
     stalls: Annotated[int, msgspec.Meta(ge=0)] | None = None

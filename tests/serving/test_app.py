@@ -399,6 +399,8 @@ def test_the_interface_describes_itself(http):
     document = http.get("/openapi.json").json()
     assert {"/recommend", "/events", "/videos/{name}", "/healthz", "/readyz", "/metrics"} <= set(document["paths"])
     assert "user_id" in document["components"]["schemas"]["Request"]["properties"]
+    operations = [operation["operationId"] for path in document["paths"].values() for operation in path.values()]
+    assert len(operations) == len(set(operations)), "a client is generated from these ids"
     assert http.get("/healthz").json() == {"status": "ok"}
     assert http.get("/readyz").json() == {
         "status": "ready",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 
 import msgspec
+import msgspec.inspect
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streaming import records
+from streaming import records, topics
+from streaming.flink import columns
 
 WATCH = {
     "schema": "watch/1",
@@ -45,6 +47,8 @@ def test_a_record_comes_back_as_it_was_sent(identity: str, user: int, ts: int, p
     ("changes", "reason"),
     [
         ({"play_ms": -4}, "Watch 8f3c2a11…: play_ms is -4 (expected ≥ 0)"),
+        ({"play_ms": 10**30}, f"Watch 8f3c2a11…: play_ms is {10**30} (expected ≤ 9007199254740992)"),
+        ({"duration_ms": 10**30}, f"Watch 8f3c2a11…: duration_ms is {10**30} (expected ≤ 9007199254740992)"),
         ({"play_ms": "long"}, 'Watch 8f3c2a11…: play_ms is "long" (expected int, got str)'),
         ({"ts": None}, "Watch 8f3c2a11…: ts is null (expected int, got null)"),
         ({"schema": "watch/2"}, 'Watch 8f3c2a11…: schema is "watch/2" (expected watch/1)'),
@@ -57,6 +61,13 @@ def test_a_broken_bound_names_the_record_the_field_and_what_was_expected(changes
     with pytest.raises(records.RecordError) as caught:
         records.decode("watches", body(**changes))
     assert str(caught.value) == reason
+
+
+def test_every_required_integer_of_an_event_fits_the_int64_column_that_flink_reads_it_into() -> None:
+    for record in topics.EVENT_SCHEMAS.values():
+        for field in columns.fields(record):
+            if field.required and isinstance(field.type, msgspec.inspect.IntType):
+                assert field.type.le is not None and field.type.le < 2**63, f"{record.__name__}.{field.name}"
 
 
 def test_a_missing_field_is_named() -> None:
@@ -93,6 +104,6 @@ def test_every_topic_with_records_has_a_json_schema_that_names_its_fields() -> N
     assert set(schemas) == {*records.EVENTS, *records.OUTPUTS}
     watch = schemas["watches"]["$defs"]["Watch"]
     assert watch["properties"]["schema"] == {"enum": ["watch/1"]}
-    assert watch["properties"]["play_ms"] == {"type": "integer", "minimum": 0}
+    assert watch["properties"]["play_ms"] == {"type": "integer", "minimum": 0, "maximum": 2**53}
     assert "finished" not in watch["required"]
     msgspec.json.encode(schemas)
