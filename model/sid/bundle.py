@@ -10,9 +10,9 @@ import hashlib
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,7 @@ from model.sid import encoder, quantizer, report
 from model.store import ModelStore, StoreError
 
 Vectors = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.int32]
 Sid = tuple[int, ...]
 
 SCHEMA = "bundle/1"
@@ -40,12 +41,38 @@ class BundleError(Exception):
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How SIDs are made of embeddings; items that are appended later are treated alike.
+
+    variant: how codebooks are fitted. smoothing: share that content takes from what is watched together (S2GR, `cooccurrence.smooth`).
+    collisions: "separate" moves all but one of the videos that share a SID to the nearest free one under their content codes; those whose
+        embeddings are identical keep sharing, nothing tells them apart. "share" leaves collisions as they are.
+    hash_columns: columns whose hash is one more level after the creative ones (the non-semantic last level of GR4AD), with zeros for
+        centroids: it tells videos apart and says nothing of them.
+    """
+
+    variant: quantizer.Variant = quantizer.PLAIN
+    smoothing: float = 0.0
+    collisions: Literal["separate", "share"] = "separate"
+    hash_columns: tuple[str, ...] = ()
+
+    @classmethod
+    def of_json(cls, tree: dict[str, Any]) -> Recipe:
+        return cls(**tree | {"variant": quantizer.Variant(**tree["variant"]), "hash_columns": tuple(tree["hash_columns"])})
+
+
+# What was done before recipes were written down.
+UNWRITTEN = Recipe(collisions="share")
+
+
+@dataclass(frozen=True)
 class Bundle:
     """Semantic IDs of one catalogue.
 
     version: name of this content; equal content has equal versions. content, creative: one float32[codes, d] per level.
     item_ids: int64[N]. sids: int32[N, levels]. catalogue: N rows in the same order, with the columns `content` and `creative` (embeddings,
-    list<float32>) and `sid` (list<int32>). quality: the report of `model.sid.report`, as JSON.
+    list<float32>) and `sid` (list<int32>). quality: the report of `model.sid.report`, as JSON. parent: the version that this one appends
+    items to, if it does.
     """
 
     version: str
@@ -55,6 +82,8 @@ class Bundle:
     sids: npt.NDArray[np.int32]
     catalogue: pa.Table
     quality: dict[str, Any] = field(default_factory=dict)
+    recipe: Recipe = UNWRITTEN
+    parent: str | None = None
 
     @property
     def levels(self) -> int:
@@ -100,13 +129,34 @@ class Bundle:
         """Content and creative embeddings float32[M, d] that SIDs (int[M, levels]) stand for: the sums of their centroids.
 
         Raises:
-            ValueError: a code that its level does not have, or another number of levels.
+            ValueError: a code that its level does not have, or another number of levels; the message names the row.
         """
-        codes = np.asarray(sids, np.int32)
-        if codes.ndim != 2 or codes.shape[1] != self.levels or (codes < 0).any() or (codes >= np.array(self.code_counts)).any():
-            raise ValueError(f"not SIDs of bundle {self.version}: {self.levels} codes below {self.code_counts} are expected")
+        codes = self.checked(sids)
         split = self.content_levels
         return quantizer.decode(codes[:, :split], self.content), quantizer.decode(codes[:, split:], self.creative)
+
+    def checked(self, sids: npt.ArrayLike) -> Codes:
+        """SIDs as int32[M, levels], if they are of this bundle's vocabulary; they need not be in its catalogue.
+
+        Raises:
+            ValueError: a code that its level does not have, or another number of levels; the message names the row.
+        """
+        codes = np.asarray(sids, np.int64)
+        expected = f"{self.levels} codes below {self.code_counts} are expected"
+        if codes.ndim != 2 or codes.shape[1] != self.levels:
+            raise ValueError(f"not SIDs of bundle {self.version}: the array has the shape {codes.shape}, {expected}")
+        strange = ((codes < 0) | (codes >= np.array(self.code_counts))).any(axis=1)
+        if strange.any():
+            row = int(strange.argmax())
+            raise ValueError(f"not SIDs of bundle {self.version}: row {row} is {codes[row].tolist()}, {expected}")
+        return codes.astype(np.int32)
+
+    def vectors(self) -> tuple[Vectors, Vectors]:
+        """Content and creative embeddings float32[N, d] of the catalogue."""
+        content, creative = (
+            self.catalogue[name].combine_chunks().flatten().to_numpy().reshape(len(self.item_ids), -1) for name in ("content", "creative")
+        )
+        return content, creative
 
     def embedding_of(self, sid: Sequence[int]) -> tuple[Vectors, Vectors]:
         """Content and creative embedding float32[d] of one SID; raises like embeddings_of()."""
@@ -127,6 +177,8 @@ class Bundle:
                 "content_levels": self.content_levels,
                 "code_counts": list(self.code_counts),
                 "files": _digests(files),
+                "recipe": asdict(self.recipe),
+                "parent": self.parent,
                 "quality": self.quality,
             }
             store.write(f"{folder}/{MANIFEST}", json.dumps(manifest, indent=1).encode())
@@ -159,15 +211,23 @@ class Bundle:
         tensors = safetensors.numpy.load(files[CODEBOOKS])
         books = {factor: tuple(tensors[name] for name in sorted(tensors) if name.startswith(factor)) for factor in ("content", "creative")}
         catalogue = pq.read_table(io.BytesIO(files[CATALOGUE]))
-        return cls._of(version, books["content"], books["creative"], catalogue, manifest["quality"])
+        recipe = Recipe.of_json(manifest["recipe"]) if "recipe" in manifest else UNWRITTEN
+        return cls._of(version, books["content"], books["creative"], catalogue, manifest["quality"], recipe, manifest.get("parent"))
 
     @classmethod
     def _of(
-        cls, version: str, content: Sequence[Vectors], creative: Sequence[Vectors], catalogue: pa.Table, quality: dict[str, Any]
+        cls,
+        version: str,
+        content: Sequence[Vectors],
+        creative: Sequence[Vectors],
+        catalogue: pa.Table,
+        quality: dict[str, Any],
+        recipe: Recipe,
+        parent: str | None,
     ) -> Bundle:
         item_ids = catalogue["item_id"].to_numpy()
         sids = catalogue["sid"].combine_chunks().flatten().to_numpy().reshape(len(item_ids), -1).astype(np.int32)
-        return cls(version, tuple(content), tuple(creative), item_ids, sids, catalogue, quality)
+        return cls(version, tuple(content), tuple(creative), item_ids, sids, catalogue, quality, recipe, parent)
 
     @cached_property
     def _by_item(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -186,6 +246,9 @@ class Bundle:
         return order, keys[order]
 
 
+DEFAULT = Recipe()
+
+
 def build(
     catalogue: pa.Table,
     together: pa.Table | None = None,
@@ -194,6 +257,7 @@ def build(
     creative_levels: int = 2,
     codes: int = 64,
     seed: int = 0,
+    recipe: Recipe = DEFAULT,
     progress: Callable[[], None] | None = None,
 ) -> Bundle:
     """Make the semantic IDs of a catalogue: embed, quantize, measure.
@@ -206,30 +270,85 @@ def build(
     Raises:
         encoder.CatalogueError: a catalogue without rows, with an item twice, or with a column that cannot be embedded.
     """
+    check_ids(catalogue)
+    content, creative = encoder.embed(catalogue, together, seed=seed)
+    if recipe.smoothing:
+        if together is None:
+            raise encoder.CatalogueError("smoothing needs what is watched together, and there is nothing")
+        content = encoder.smoothed(content, catalogue, together, recipe.smoothing)
+    books = (
+        quantizer.fit(content, content_levels, codes, seed, progress, recipe.variant),
+        quantizer.fit(creative, creative_levels, codes, seed + 1, progress, recipe.variant),
+    )
+    if recipe.hash_columns:
+        books[1].append(np.zeros((codes, creative.shape[1]), np.float32))
+    return assemble(catalogue, (content, creative), books, assign(catalogue, (content, creative), books, recipe), recipe, seed=seed)
+
+
+def check_ids(catalogue: pa.Table) -> None:
+    """Let only catalogues pass that have items, each of them once.
+
+    Raises:
+        encoder.CatalogueError: no rows, or an item twice.
+    """
     if catalogue.num_rows == 0:
         raise encoder.CatalogueError("the catalogue has no items")
-    item_ids = catalogue["item_id"].to_numpy()
-    found, count = np.unique(item_ids, return_counts=True)
+    found, count = np.unique(catalogue["item_id"].to_numpy(), return_counts=True)
     if (count > 1).any():
         raise encoder.CatalogueError(f"column item_id: {found[count > 1][0]} occurs {count.max()} times")
-    vectors = encoder.embed(catalogue, together, seed=seed)
-    books, codes_of, rebuilt = [], [], []
-    for factor, (embedding, levels) in enumerate(zip(vectors, (content_levels, creative_levels), strict=True)):
-        books.append(quantizer.fit(embedding, levels, codes, seed + factor, progress))
-        codes_of.append(quantizer.encode(embedding, books[factor]))
-        rebuilt.append(quantizer.decode(codes_of[factor], books[factor]))
+
+
+def assign(
+    catalogue: pa.Table,
+    vectors: tuple[Vectors, Vectors],
+    books: tuple[Sequence[Vectors], Sequence[Vectors]],
+    recipe: Recipe,
+    taken: Codes | None = None,
+) -> Codes:
+    """SIDs int32[N, levels] of videos, collisions dealt with as the recipe says.
+
+    Args:
+        vectors: content and creative float32[N, d].
+        taken: SIDs int32[M, levels] that others have already.
+    """
+    semantic = books[1][:-1] if recipe.hash_columns else books[1]
+    content, creative = quantizer.encode(vectors[0], books[0]), quantizer.encode(vectors[1], semantic)
+    if recipe.hash_columns:
+        hashed = encoder.hashed(catalogue, recipe.hash_columns, len(books[1][-1]))
+        return np.concatenate([content, creative, hashed[:, None]], axis=1)
+    if recipe.collisions == "separate":
+        # Twins keep one SID; everybody else gets one of their own.
+        _, one, twin = np.unique(np.concatenate(vectors, axis=1), axis=0, return_index=True, return_inverse=True)
+        apart = quantizer.separate(vectors[1][one], semantic, creative[one], taken, prefix=content[one], or_share=True)
+        creative = apart[twin.reshape(-1)]
+    return np.concatenate([content, creative], axis=1)
+
+
+def assemble(
+    catalogue: pa.Table,
+    vectors: tuple[Vectors, Vectors],
+    books: tuple[Sequence[Vectors], Sequence[Vectors]],
+    sids: Codes,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    parent: str | None = None,
+) -> Bundle:
+    """The bundle of these parts, measured and named by its content."""
+    split = len(books[0])
+    codes = (sids[:, :split], sids[:, split:])
     measured = report.measure(
-        (vectors[0], rebuilt[0], codes_of[0]),
-        (vectors[1], rebuilt[1], codes_of[1]),
+        (vectors[0], quantizer.decode(codes[0], books[0]), codes[0]),
+        (vectors[1], quantizer.decode(codes[1], books[1]), codes[1]),
         ([len(book) for book in books[0]], [len(book) for book in books[1]]),
         seed,
     )
     plain = catalogue.drop_columns([name for name in ("content", "creative", "sid") if name in catalogue.column_names])
-    full = plain.append_column("sid", _lists(np.concatenate(codes_of, axis=1)))
+    full = plain.append_column("sid", _lists(sids))
     full = full.append_column("content", _lists(vectors[0])).append_column("creative", _lists(vectors[1])).replace_schema_metadata(None)
     version = _version(_digests(_serialize(books[0], books[1], full)))
     # Through JSON and back: a built bundle and a loaded one are the same.
-    return Bundle._of(version, books[0], books[1], full, json.loads(json.dumps(measured.to_json())))
+    return Bundle._of(version, books[0], books[1], full, json.loads(json.dumps(measured.to_json())), recipe, parent)
 
 
 def steps(content_levels: int, creative_levels: int) -> int:

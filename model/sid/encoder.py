@@ -8,7 +8,8 @@ with content are projected out of it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import hashlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -97,6 +98,22 @@ def disentangle(creative: Vectors, content: Vectors, directions: int = ENTANGLED
     _, _, axes = np.linalg.svd(covariance, full_matrices=False)
     entangled = axes[:directions]
     return _unit(centred - (centred @ entangled.T) @ entangled)
+
+
+def smoothed(content: Vectors, catalogue: pa.Table, together: pa.Table, share: float) -> Vectors:
+    """Content moved towards what it is watched with, see `cooccurrence.smooth`; rows of unit length."""
+    return _unit(cooccurrence.smooth(content, _sequences(catalogue, together), WINDOW, share))
+
+
+def hashed(catalogue: pa.Table, columns: Sequence[str], codes: int) -> npt.NDArray[np.int32]:
+    """A code int32[N] below `codes` for each video from its values in these columns: the same values, the same code, in every catalogue.
+
+    Raises:
+        CatalogueError: a column is missing.
+    """
+    values = [_column(catalogue, name).to_pylist() for name in columns]
+    digests = (hashlib.blake2b(repr(row).encode(), digest_size=8).digest() for row in zip(*values, strict=True))
+    return np.array([int.from_bytes(digest) % codes for digest in digests], np.int32)
 
 
 def _given(catalogue: pa.Table, column: str) -> Vectors:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.sid import quantizer
+from model.sid import fsq, quantizer
 
 
 def clustered(items: int, dimensions: int, seed: int) -> np.ndarray:
@@ -95,7 +95,7 @@ def test_no_progress_is_reported_more_or_less_often_than_announced() -> None:
 
 @pytest.mark.parametrize("vectors", [np.zeros((0, 3), np.float32), np.full((2, 3), np.nan, np.float32)])
 def test_vectors_that_have_no_codebook_are_refused(vectors: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="at least one is needed"):
+    with pytest.raises(ValueError, match=r"at least one is needed|row 0 of the embeddings is not finite"):
         quantizer.fit(vectors, 1, 4, 0)
 
 
@@ -124,3 +124,101 @@ def test_more_vectors_than_sids_are_refused() -> None:
     books = [np.ones((2, 3), np.float32), np.zeros((2, 3), np.float32)]
     with pytest.raises(ValueError, match="use more codes"):
         quantizer.separate(vectors, books, quantizer.encode(vectors, books))
+
+
+VARIANTS = [
+    quantizer.Variant("none"),
+    quantizer.Variant("exact"),
+    quantizer.Variant(uniformity=0.8),
+    quantizer.Variant(fsq_values=2),
+    quantizer.Variant("exact", 0.5, 3),
+]
+
+
+@pytest.mark.parametrize("variant", VARIANTS, ids=str)
+@settings(max_examples=8, deadline=None)
+@given(items=st.integers(1, 120), dimensions=st.integers(1, 6), codes=st.integers(3, 20), seed=st.integers(0, 10_000))
+def test_in_every_variant_a_level_more_never_reconstructs_worse_and_a_seed_fixes_the_bits(
+    variant: quantizer.Variant, items: int, dimensions: int, codes: int, seed: int
+) -> None:
+    vectors = clustered(items, dimensions, seed)
+    codebooks, again = (quantizer.fit(vectors, 3, codes, seed, variant=variant) for _ in range(2))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(codebooks, again, strict=True))
+    losses = [float((vectors**2).sum())] + [lost(vectors, codebooks[:levels]) for levels in (1, 2, 3)]
+    assert all(after <= before * (1 + 1e-5) + 1e-6 for before, after in itertools.pairwise(losses)), losses
+
+
+def entropy_of(codes: np.ndarray) -> float:
+    share = np.bincount(codes) / len(codes)
+    return float(-(share * np.log(share.clip(1e-12))).sum())
+
+
+def test_exact_balance_spreads_vectors_more_evenly_than_plain_k_means() -> None:
+    rng = np.random.default_rng(0)
+    size = 1 / np.arange(1, 41)
+    centres = rng.standard_normal((40, 12))
+    skewed = (centres[rng.choice(40, 2000, p=size / size.sum())] + 0.3 * rng.standard_normal((2000, 12))).astype(np.float32)
+    plain, exact = (
+        np.mean(
+            [
+                entropy_of(quantizer.encode(skewed, quantizer.fit(skewed, 1, 32, seed, variant=quantizer.Variant(kind)))[:, 0])
+                for seed in range(3)
+            ]
+        )
+        for kind in ("none", "exact")
+    )
+    assert exact > plain + 0.01
+
+
+def test_an_even_assignment_gives_every_centroid_as_many_vectors() -> None:
+    vectors = clustered(103, 4, 0)
+    count = np.bincount(quantizer._even_assignment(vectors, vectors[:10]))
+    assert len(count) == 10 and count.min() >= 10 and count.max() <= 11
+
+
+def test_uniformity_moves_near_centroids_apart_and_leaves_far_ones_alone() -> None:
+    books = np.array([[0, 0], [0.1, 0], [5, 0], [0, 5]], np.float32)
+    moved = quantizer._push_apart(books, 0.5)
+    assert np.linalg.norm(moved[0] - moved[1]) > 0.5
+    assert np.array_equal(moved[2:], books[2:])
+
+
+def test_a_grid_level_has_orthogonal_axes_and_finds_the_nearest_cell_axis_by_axis() -> None:
+    residual = clustered(400, 5, 1)
+    grid = fsq.codebook(residual, 30, 3)
+    assert grid.shape == (27, 5)
+    steps = [grid[9] - grid[0], grid[3] - grid[0], grid[1] - grid[0]]
+    assert all(abs(float(a @ b)) < 1e-4 for a, b in itertools.combinations(steps, 2))
+    digits = np.stack(np.unravel_index(quantizer.nearest(residual, grid), (3, 3, 3)), axis=1)
+    for axis, stride in enumerate((9, 3, 1)):
+        direction = steps[axis] / np.linalg.norm(steps[axis])
+        centres = (grid[np.arange(3) * stride] - 0) @ direction
+        own = np.abs((residual @ direction)[:, None] - centres).argmin(axis=1)
+        assert (own == digits[:, axis]).mean() > 0.99
+
+
+@pytest.mark.parametrize(("codes", "values"), [(8, 1), (2, 3)])
+def test_a_grid_that_cannot_be_is_refused(codes: int, values: int) -> None:
+    with pytest.raises(ValueError, match="values per axis"):
+        fsq.codebook(np.ones((4, 2), np.float32), codes, values)
+
+
+def test_a_vector_that_is_not_finite_is_refused_by_its_row() -> None:
+    vectors = clustered(20, 4, 0)
+    books = quantizer.fit(vectors, 2, 4, 0)
+    vectors[13, 2] = np.nan
+    with pytest.raises(ValueError, match="row 13 of the embeddings is not finite"):
+        quantizer.fit(vectors, 2, 4, 0)
+    with pytest.raises(ValueError, match="row 13 of the embeddings is not finite"):
+        quantizer.encode(vectors, books)
+
+
+def test_under_a_prefix_only_equal_prefixes_collide_and_what_finds_nothing_free_may_share() -> None:
+    vectors = np.ones((7, 3), np.float32)
+    books = [np.ones((1, 3), np.float32), np.zeros((3, 3), np.float32)]
+    prefix = np.array([[0], [0], [0], [0], [1], [1], [2]], np.int32)
+    codes = quantizer.encode(vectors, books)
+    found = quantizer.separate(vectors, books, codes, prefix=prefix, or_share=True)
+    assert sorted(found[:4, 1].tolist()) == [0, 0, 1, 2] and sorted(found[4:6, 1].tolist()) == [0, 1] and found[6, 1] == 0
+    with pytest.raises(ValueError, match="use more codes"):
+        quantizer.separate(vectors, books, codes, prefix=prefix)
