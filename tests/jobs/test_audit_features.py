@@ -1,6 +1,7 @@
 """The audit of online features holds on right values and breaks on each kind of wrong one."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -60,6 +61,22 @@ def verdict():
 
 def test_right_values_hold(store):
     assert verdict().holds, verdict().detail
+
+
+def test_a_label_that_was_known_before_its_impression_counts_nowhere_and_is_told(store):
+    log = FakeLog()
+    for name, start, play_ms in (("a", T0, 6_000), ("b", T0 + 5_400_000, 2_000)):
+        log.impression(name, start)
+        log.watch(name, start + 1_000, play_ms=play_ms, impression_ts=start)
+    log.watch("c", T0 + 5_420_500, play_ms=9_000, impression_ts=T0 + 5_420_000)
+    log.raws.append(replace(log.impression("c", T0 + 5_420_000), appended=T0 + 5_430_000))
+    del log.raws[-2]
+    for entity in (("user_id", 1), ("item_id", 10)):
+        for window in WINDOWS:
+            store.values[entity][f"impressions_{window}"] += 1
+    verdict = online_features_equal(audit.collect(log.raws, 7 * 86_400_000), Path("."), 500)
+    assert verdict.holds, verdict.detail
+    assert "1 labels were known before" in verdict.detail
 
 
 @pytest.mark.parametrize(
