@@ -49,7 +49,7 @@ $(STAMP): $(LISTS) pyproject.toml jobs/local/jars.lock
 	@echo "setup: jars of Kafka and of Flink's connectors"
 	@$(BIN)/python -m jobs.local.jars
 	@echo "setup: byte code"
-	@-$(BIN)/python -m compileall -q -j 0 $(VENV)/lib/python3.11/site-packages >/dev/null 2>&1
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib/python3.11/site-packages >/dev/null 2>&1 || true
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 	@echo "setup: done"
