@@ -22,7 +22,7 @@ _PIECE: Final = 1 << 16  # ids admitted at a time; the module's buffer is of fix
 class IdMap(nn.Module):
     """Which row of a table an id owns.
 
-    The last row belongs to everybody who has none. Every admission sorts the map: O(rows log rows), 5 ms at 65,536 rows.
+    The last row belongs to everybody who has none. Every admission sorts the map: O(rows log rows).
     """
 
     def __init__(self, rows: int, device: torch.device | None = None) -> None:
