@@ -215,6 +215,15 @@ def offsets_key(project: str) -> str:
     return f"{PREFIX}:{project}:offsets"
 
 
+def written_offsets(client: Any, project: str) -> dict[str, int]:
+    """The next offset to write, by `topic:partition`: rows before it are online; empty where nothing was written yet.
+
+    Raises:
+        redis.RedisError: the store does not answer.
+    """
+    return {place.decode(): int(offset) for place, offset in client.hgetall(offsets_key(project)).items()}
+
+
 def layout_of(view: View) -> ViewLayout:
     """Where the values of a view lie."""
     return ViewLayout(view.name, view.join_key, view.features, view.packed)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from redis import Redis
 
-from features.layout import JSON_TAG, ViewLayout, layouts_key, length_prefixed, milliseconds, offsets_key
+from features.layout import JSON_TAG, ViewLayout, layouts_key, length_prefixed, milliseconds, written_offsets
 from streaming.records import HistoryEntry
 
 HISTORY_VIEW, HISTORY_FEATURE = "user_history", "entries"
@@ -110,7 +110,7 @@ class FeatureReader:
 
     def written(self) -> dict[str, int]:
         """The next offset to be written, by `topic:partition`: rows before it can be read here; empty where nothing was written yet."""
-        return {place.decode(): int(offset) for place, offset in self._redis.hgetall(offsets_key(self._project)).items()}
+        return written_offsets(self._redis, self._project)
 
     def close(self) -> None:
         self._redis.close()

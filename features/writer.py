@@ -18,7 +18,7 @@ import msgspec
 from redis import Redis
 from redis.exceptions import NoScriptError
 
-from features.layout import ViewLayout, layouts_key, offsets_key, timestamp
+from features.layout import ViewLayout, layouts_key, offsets_key, timestamp, written_offsets
 
 # KEYS[1] entity hash; ARGV[1] timestamp field, ARGV[2] its new value (protobuf Timestamp), then fields and values in turn.
 # Doubles hold neither 64-bit varints nor nanoseconds since 1970, so seconds and nanoseconds are compared apart.
@@ -166,5 +166,4 @@ class FeatureWriter:
 
     def offsets(self) -> dict[str, int]:
         """The next offset to read by `topic:partition`; empty where nothing was written yet."""
-        stored = self._redis.hgetall(offsets_key(self._project))
-        return {key.decode(): int(value) for key, value in stored.items()}
+        return written_offsets(self._redis, self._project)
