@@ -87,20 +87,22 @@ def swing(sequences: Sequences, items: int, *, alpha: float = 1.0, max_users: in
     s(i, j) = sum over the pairs of users u, v that both have i and j of w_u w_v / (alpha + |I_u and I_v|), w_u = 1 / sqrt(|I_u|).
 
     Args:
-        max_users: of an item's users that many, drawn by `seed`, form pairs. Time and memory grow with N * max_users^2 / 2 in the worst
-            case, about 40 bytes for each pair of users of an item, plus as much for each pair of items that two users share.
+        max_users: of an item's users that many form pairs, the first in one order of all users, drawn by `seed`. Time and memory grow with
+            N * max_users^2 / 2 in the worst case, about 40 bytes for each pair of users of an item, plus as much for each pair of items
+            that two users share.
     """
     used = sequences.weight > 0
     key = np.unique(sequences.user[used] * items + sequences.row[used])  # a user has an item once
     user, row = key // items, key % items
-    rng = np.random.default_rng(seed)
-    order = np.lexsort((rng.random(len(row)), row))
+    _, code, size = np.unique(user, return_inverse=True, return_counts=True)
+    code = code.reshape(-1)
+    # One draw for all items: drawn for each item apart, two popular items would keep hardly any user in common.
+    rank = np.random.default_rng(seed).permutation(len(size))[code]
+    order = np.lexsort((rank, row))
     place = np.arange(len(row)) - np.searchsorted(row[order], row[order])
-    user, row = user[order][place < max_users], row[order][place < max_users]
-    order = np.lexsort((user, row))
-    user, row = user[order], row[order]
-    _, code, size = np.unique(key // items, return_inverse=True, return_counts=True)
-    code = code.reshape(-1)[np.searchsorted(key, user * items + row)]
+    code, row = code[order][place < max_users], row[order][place < max_users]
+    order = np.lexsort((code, row))
+    code, row = code[order], row[order]
     weight = 1.0 / np.sqrt(size)
     # All pairs of users of an item, then, in each pair of users, all pairs of items.
     first, second = pairs_within(row)
