@@ -257,8 +257,10 @@ def bounded(run: Run, settings: Settings, target: Path | None) -> bool:
         traffic = drive(run, observer, bar)
         stage("traffic")
         features = feature_drain(ends)
-        wait_for("draining", lambda: drained(run, observer, features), settings.samples.label_window_s + DRAIN_S, bar)
-        features.close()
+        try:
+            wait_for("draining", lambda: drained(run, observer, features), settings.samples.label_window_s + DRAIN_S, bar)
+        finally:
+            features.close()
         stage("drained")
         observer.close()
         report: dict[str, Any] = {"machine": machine(), "commit": commit(), "command": " ".join(sys.argv), "seconds": 0.0}
