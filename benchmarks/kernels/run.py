@@ -6,7 +6,7 @@
 
 Needs torch, triton on a GPU, and transformers for the comparison with its `generate`. Each part runs in a process of its own, so that one
 that hangs or breaks the GPU's state does not take the others along, and writes DIR/<part>.csv as it goes: the same command again does only
-what is left. What was not measured has a row that says why.
+what is left. DIR/kernels.csv has all rows. What was not measured has a row that says why.
 """
 
 from __future__ import annotations
@@ -24,14 +24,16 @@ from benchmarks.kernels.floors import Ceilings
 from benchmarks.kernels.grid import GRIDS, PARTS, Grid, points, quick
 from benchmarks.kernels.parts import Bench
 from benchmarks.kernels.progress import Progress
-from benchmarks.kernels.table import AGAIN, Table, read
+from benchmarks.kernels.table import AGAIN, Table, read, write
 from model.grm.presets import PRESETS
 
-MOST_SECONDS = 6.0
-"""Timing of one point: enough for its percentiles."""
+LEAST_SECONDS, MOST_SECONDS = 0.05, 6.0
+"""Timing of one point."""
 GRACE_S = 30.0
 """How long a part may take to come to its end after its time is up."""
 MOST_RESTARTS = 5
+ALL = "kernels.csv"
+"""The rows of all parts, in one file to keep."""
 OUT_OF_TIME = AGAIN + "out of time"
 
 
@@ -57,6 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
     rows = [row for part in PARTS for row in read(given.out / f"{part}.csv")]
     if not given.part:
+        if rows:
+            write(given.out / ALL, rows)
         print(report.text(rows))
     return 1 if any(row["status"] == "wrong" for row in rows) else 0
 
@@ -86,9 +90,11 @@ def _all(given: argparse.Namespace) -> None:
         while left := [point for point in points(part, _grid(given)) if not table.finished(point)]:
             minutes = (ends - time.monotonic()) / 60 * shares[0] / sum(shares)
             code = _process(given, part, minutes) if minutes > 0 else None
-            table = _table_again(table)
+            table = Table(given.out, part, table.facts)
             if code == 0:
                 break
+            if code == 2:
+                raise RuntimeError(f"part {part} cannot run here")
             left = [point for point in left if not table.finished(point)]
             if code is None or restarts == MOST_RESTARTS:
                 for point in left:
@@ -97,10 +103,6 @@ def _all(given: argparse.Namespace) -> None:
             if left:
                 table.put(left[0], [{"variant": "all", "status": "skipped", "note": f"its process ended with {code}"}])
             restarts += 1
-
-
-def _table_again(table: Table) -> Table:
-    return Table(table.path.parent, table.path.stem, table.facts)
 
 
 def _process(given: argparse.Namespace, part: str, minutes: float) -> int | None:
@@ -129,12 +131,13 @@ def _part(given: argparse.Namespace) -> None:
     progress = Progress(given.part, len(left), ends)
     for done, point in enumerate(left):
         seconds = ends - time.monotonic()
-        if seconds <= 0:
+        # Without ceilings nothing else has a floor, and they take seconds.
+        if seconds <= 0 and given.part != "ceilings":
             table.put(point, [{"variant": "all", "status": "skipped", "note": OUT_OF_TIME}])
             continue
         progress.show(done, f"{point.case}, batch {point.batch}, width {point.width}, context {point.context}")
         # Half of a point's share is for building and checking.
-        table.put(point, bench.measure(point, min(MOST_SECONDS, 0.5 * seconds / (len(left) - done))))
+        table.put(point, bench.measure(point, max(LEAST_SECONDS, min(MOST_SECONDS, 0.5 * seconds / (len(left) - done)))))
         if on.type == "cuda":
             torch.cuda.empty_cache()
     progress.end()

@@ -78,13 +78,18 @@ class Table:
         for row in rows:
             full = dict.fromkeys(COLUMNS, "") | {name: str(value) for name, value in point._asdict().items()} | self.facts
             self.rows.append(full | {name: _text(value) for name, value in row.items()})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        with partial.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(partial, self.path)
+        write(self.path, self.rows)
+
+
+def write(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
+    """A results file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    with partial.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    os.replace(partial, path)
 
 
 def read(path: Path) -> list[dict[str, str]]:
