@@ -94,7 +94,7 @@ def search(model: Decoder, context: Context, widths: Sequence[int], style: Style
         first = model.start.expand(batch * beams, -1) if level == 0 else model.codes[level - 1](codes[:, :, -1].flatten())
         shared = context
         if style.repeat:
-            shared = repeated.setdefault(beams, _repeat(context, beams))
+            shared = repeated.setdefault(beams, _repeat(context, beams, model.config.context_splits))
         hidden = layers(model, first + model.position[level], shared, cache)
         logits = model.heads[level](model.norms[level](hidden)).view(batch, beams, -1)
         score, parent, token, state = style.step(logits, score, state, min(width, beams * logits.shape[2]), level)
@@ -144,7 +144,7 @@ def _cross(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return mixed.view_as(packed).transpose(1, 2).reshape(query.shape)
 
 
-def _repeat(context: Context, beams: int) -> Context:
+def _repeat(context: Context, beams: int, splits: int) -> Context:
     keys = tuple(key.repeat_interleave(beams, 0) for key in context.keys)
-    values = keys if context.values is context.keys else tuple(value.repeat_interleave(beams, 0) for value in context.values)
+    values = keys if splits == 1 else tuple(value.repeat_interleave(beams, 0) for value in context.values)
     return Context(keys, values, context.bias.repeat_interleave(beams, 0))
