@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,11 @@ class Data:
     items: int
     sequences: list[list[int]]
     attributes: Vectors
+
+    @cached_property
+    def may_repeat(self) -> bool:
+        """Whether somebody meets an item twice in what is trained on; where nobody does, an item of the history is never recommended."""
+        return any(len(set(sequence)) < len(sequence) for sequence in self.train())
 
     def train(self) -> list[list[int]]:
         return [sequence[:-2] for sequence in self.sequences]
