@@ -105,8 +105,8 @@ def main() -> None:
     print(f"\n{given.name}: {len(found.sequences):,} users, {found.items:,} items\n")
     print(f"{'method':<44} {'seed':>4} {'R@5':>7} {'R@10':>7} {'N@5':>7} {'N@10':>7} {'seconds':>8}")
     for row in rows:
-        seed = "" if row["seed"] is None else row["seed"]
-        print(f"{row['method']:<44} {seed:>4} {row['r5']:7.4f} {row['r10']:7.4f} {row['n5']:7.4f} {row['n10']:7.4f} {row['seconds']:8.0f}")
+        of = "" if row["seed"] is None else row["seed"]
+        print(f"{row['method']:<44} {of:>4} {row['r5']:7.4f} {row['r10']:7.4f} {row['n5']:7.4f} {row['n10']:7.4f} {row['seconds']:8.0f}")
     print(f"\nwritten: {written}")
 
 

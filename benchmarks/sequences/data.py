@@ -75,12 +75,12 @@ def load(folder: Path, name: str) -> Data:
         sequences.append(items)
     if not sequences:
         raise LayoutError(f"{path}: it has no users")
-    items = max(max(sequence) for sequence in sequences)
+    count = max(max(sequence) for sequence in sequences)
     ready = folder / f"{name}.attr_svd64.npy"
-    attributes = np.load(ready).astype(np.float32) if ready.exists() else _reduced(folder, name, items)
-    if len(attributes) != items or not np.isfinite(attributes).all():
-        raise LayoutError(f"{ready}: expected {items} finite rows, found an array of shape {attributes.shape}")
-    return Data(name, items, sequences, attributes)
+    attributes = np.load(ready).astype(np.float32) if ready.exists() else _reduced(folder, name, count)
+    if len(attributes) != count or not np.isfinite(attributes).all():
+        raise LayoutError(f"{ready}: expected {count} finite rows, found an array of shape {attributes.shape}")
+    return Data(name, count, sequences, attributes)
 
 
 def _reduced(folder: Path, name: str, items: int) -> Vectors:

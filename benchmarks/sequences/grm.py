@@ -7,7 +7,7 @@ item-level. Followers are counted once, before training, and a target never sees
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,15 @@ Weights = tuple[float, float]
 """Of the heads `item` and transitions; the SID's log-probability has weight 1."""
 
 CHOOSING_USERS = 3000
+"""Whose validation targets choose the epoch; WEIGHING_USERS those that choose the weights of the heads."""
+WEIGHING_USERS = 6000
 CHOOSING_WEIGHTS: Weights = (0.4, 0.3)
 """Of the heads while the epoch is chosen; the final ones are chosen after that."""
 WINDOW = 5
+DIMENSIONS = 64
+"""Of what is known of an item from co-occurrence."""
+ROOM = 3
+"""SIDs there must be for every item, or too many would have to give way."""
 SCORING_BATCH = 64
 GRID: list[Weights] = list(product((0.0, 0.2, 0.4, 0.7, 1.0), (0.0, 0.15, 0.3, 0.5)))
 
@@ -55,15 +61,23 @@ def semantic_ids(data: Data, settings: Settings, seed: int) -> tuple[npt.NDArray
     rows = np.concatenate([np.array(sequence, np.int64) for sequence in train]) - 1
     users = np.repeat(np.arange(len(train)), [len(sequence) for sequence in train])
     met = cooccurrence.Sequences(rows, users, np.ones(len(rows), np.float32))
-    together = cooccurrence.factors(cooccurrence.pmi(met, data.items, WINDOW), data.items, data.attributes.shape[1], seed)
+    together = cooccurrence.factors(cooccurrence.pmi(met, data.items, WINDOW), data.items, DIMENSIONS, seed)
     together /= np.maximum(np.linalg.norm(together, axis=1, keepdims=True), 1e-9)
     share = settings.attribute_share
     vectors = np.concatenate([together * (1 - share) ** 0.5, data.attributes * share**0.5], 1).astype(np.float32)
-    books = quantizer.fit(vectors, 2, settings.shape.codes, seed)
+    books = quantizer.fit(vectors, 2, codes_for(data.items, settings), seed)
     codes = quantizer.encode(vectors, books)
     unique = quantizer.separate(vectors, books, codes)
     shared = data.items - len(np.unique(codes, axis=0))
     return unique, {"sids_shared_before": shared, "sids_moved": int((unique != codes).any(1).sum())}
+
+
+def codes_for(items: int, settings: Settings) -> int:
+    """Codes of a level: those of the settings, doubled until there is room for so many items."""
+    codes = settings.shape.codes
+    while codes**2 < ROOM * items:
+        codes *= 2
+    return codes
 
 
 class Recommender:
@@ -73,7 +87,7 @@ class Recommender:
         torch.manual_seed(seed)
         sids, self.facts = semantic_ids(data, settings, seed)
         self._data = data
-        self.model = SequenceGrm(sids, data.attributes, settings.shape)
+        self.model = SequenceGrm(sids, data.attributes, replace(settings.shape, codes=codes_for(data.items, settings)))
         self.count(data.train())
 
     def count(self, sequences: Sequence[Sequence[int]]) -> None:
@@ -111,17 +125,16 @@ def train(
     schedule = Schedule(settings.lr, settings.weight_decay, settings.epochs, settings.patience)
     identity = {"data": data.name, "seed": seed, "settings": asdict(settings)}
     validation, test = data.validation(), data.test()
-    drawn = np.random.default_rng(seed).choice(len(validation), min(CHOOSING_USERS, len(validation)), replace=False)
-    choosing = [validation[user] for user in drawn]
+    drawn = [validation[user] for user in np.random.default_rng(seed).permutation(len(validation))]
 
     def measure() -> dict[str, float]:
-        return recommender.measure(choosing, [CHOOSING_WEIGHTS])[0]
+        return recommender.measure(drawn[:CHOOSING_USERS], [CHOOSING_WEIGHTS])[0]
 
     fitted = fit(model, windows(data.train()), schedule, measure, seed, folder / "train", identity, said)
-    on_validation = recommender.measure(validation, GRID)
+    on_validation = recommender.measure(drawn[:WEIGHING_USERS], GRID)
     best = max(range(len(GRID)), key=lambda index: on_validation[index]["n10"])
     said(f"validation: {on_validation[0]}; with {GRID[best]}: {on_validation[best]}")
-    methods = {}
+    methods: dict[str, dict[str, float]] = {}
     for suffix, sequences in (("", data.train()), (" + validation transitions", data.until_validation())):
         recommender.count(sequences)
         alone, together = recommender.measure(test, [(0.0, 0.0), GRID[best]])
