@@ -29,9 +29,8 @@ Pair = tuple[Sequence[int], int]
 Weights = tuple[float, float]
 """Of the heads `item` and transitions; the SID's log-probability has weight 1."""
 
-CHOOSING_USERS = 3000
-"""Whose validation targets choose the epoch; WEIGHING_USERS those that choose the weights of the heads."""
-WEIGHING_USERS = 6000
+SAMPLES = (3000, 6000)
+"""Users whose validation targets choose the epoch, and those whose choose the weights of the heads."""
 CHOOSING_WEIGHTS: Weights = (0.4, 0.3)
 """Of the heads while the epoch is chosen; the final ones are chosen after that."""
 WINDOW = 5
@@ -124,14 +123,15 @@ def train(
     model = recommender.model
     schedule = Schedule(settings.lr, settings.weight_decay, settings.epochs, settings.patience)
     identity = {"data": data.name, "seed": seed, "settings": asdict(settings)}
-    validation, test = data.validation(), data.test()
-    drawn = [validation[user] for user in np.random.default_rng(seed).permutation(len(validation))]
+    validation, test, users = data.validation(), data.test(), len(data.sequences)
+    rng = np.random.default_rng(seed)
+    choosing, weighing = ([validation[user] for user in rng.choice(users, min(count, users), replace=False)] for count in SAMPLES)
 
     def measure() -> dict[str, float]:
-        return recommender.measure(drawn[:CHOOSING_USERS], [CHOOSING_WEIGHTS])[0]
+        return recommender.measure(choosing, [CHOOSING_WEIGHTS])[0]
 
     fitted = fit(model, windows(data.train()), schedule, measure, seed, folder / "train", identity, said)
-    on_validation = recommender.measure(drawn[:WEIGHING_USERS], GRID)
+    on_validation = recommender.measure(weighing, GRID)
     best = max(range(len(GRID)), key=lambda index: on_validation[index]["n10"])
     said(f"validation: {on_validation[0]}; with {GRID[best]}: {on_validation[best]}")
     methods: dict[str, dict[str, float]] = {}
