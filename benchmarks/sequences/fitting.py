@@ -42,11 +42,15 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Fitted:
-    """`epoch` is the one whose weights the model has; `validation` what was measured then; `seconds` those of a mean epoch's training."""
+    """`epoch` is the one whose weights the model has; `validation` what was measured then.
+
+    `seconds` are those of a mean epoch's training, `earlier` those that runs before this one took until their last checkpoint.
+    """
 
     epoch: int
     validation: dict[str, float]
     seconds: float
+    earlier: float
 
 
 def fit(
@@ -77,7 +81,8 @@ def fit(
     optimizer = torch.optim.AdamW([group for group in groups if group["params"]], schedule.lr, (0.9, 0.98), fused=True)
     steps = -(-len(pieces) // BATCH)
     checkpoints = Checkpoints(folder)
-    best, best_epoch, first, spent = {"n10": -1.0}, 0, 1, 0.0
+    best, best_epoch, first, spent, earlier = {"n10": -1.0}, 0, 1, 0.0, 0.0
+    started = time.perf_counter()
     kept: dict[str, Tensor] = {}
     if (found := checkpoints.load(identity)) is not None:
         tensors, facts = found.state.tensors, found.state.facts
@@ -85,6 +90,7 @@ def fit(
         restore_slots(optimizer, "adam", tensors)
         kept = _under("best.", tensors)
         best, best_epoch, first, spent = facts["best"], facts["best_epoch"], facts["epoch"] + 1, facts["spent"]
+        earlier = facts["elapsed"]
         said(f"resumed after epoch {facts['epoch']}")
     last = schedule.epochs if stop is None else stop
     for epoch in range(first, last + 1):
@@ -117,12 +123,13 @@ def fit(
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()} | slots(optimizer, "adam")
         tensors |= {f"best.{name}": tensor for name, tensor in kept.items()}
         state = {"best": best, "best_epoch": best_epoch, "epoch": epoch, "spent": spent}
+        state["elapsed"] = earlier + time.perf_counter() - started
         checkpoints.save(Checkpoint(LearnerState(tensors, state), {}, identity))
         first = epoch + 1
     if kept:
         model.load_state_dict(kept)
     model.eval()
-    return Fitted(best_epoch if kept else last, best, spent / (first - 1))
+    return Fitted(best_epoch if kept else last, best, spent / (first - 1), earlier)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

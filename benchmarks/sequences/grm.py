@@ -143,6 +143,7 @@ def train(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "epoch": fitted.epoch,
         "epoch_seconds": round(fitted.seconds, 1),
+        "earlier": fitted.earlier,
         "weights": GRID[best],
         "validation": on_validation[0],
         "validation_three_heads": on_validation[best],
@@ -152,12 +153,15 @@ def train(
 
 def refit(
     data: Data, seed: int, settings: Settings, folder: Path, chosen: dict[str, Any], said: Callable[[str], None]
-) -> dict[str, dict[str, float]]:
+) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
     """Test metrics of a model that learned the validation items too, for as many epochs and with the weights that `train` chose."""
     recommender = Recommender(data, settings, seed)
     recommender.count(data.until_validation())
     schedule = Schedule(settings.lr, settings.weight_decay, settings.epochs, settings.patience)
     identity = {"data": data.name, "seed": seed, "settings": asdict(settings), "epochs": chosen["epoch"]}
-    fit(recommender.model, windows(data.until_validation()), schedule, None, seed, folder / "refit", identity, said, stop=chosen["epoch"])
+    fitted = fit(
+        recommender.model, windows(data.until_validation()), schedule, None, seed, folder / "refit", identity, said, stop=chosen["epoch"]
+    )
     alone, together = recommender.measure(data.test(), [(0.0, 0.0), tuple(chosen["weights"])])
-    return {"GRM, refit": alone, "GRM, three heads, refit": together}
+    facts = {"epoch": fitted.epoch, "epoch_seconds": round(fitted.seconds, 1), "earlier": fitted.earlier, "weights": chosen["weights"]}
+    return {"GRM, refit": alone, "GRM, three heads, refit": together}, facts

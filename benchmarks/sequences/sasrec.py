@@ -92,6 +92,7 @@ def train(data: Data, seed: int, settings: Settings, folder: Path, said: Callabl
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "epoch": fitted.epoch,
         "epoch_seconds": round(fitted.seconds, 1),
+        "earlier": fitted.earlier,
         "validation": fitted.validation,
     }
     return evaluate(model, data.test(), data.may_repeat), facts
