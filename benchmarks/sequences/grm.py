@@ -135,8 +135,9 @@ def train(
     best = max(range(len(GRID)), key=lambda index: on_validation[index]["n10"])
     said(f"validation: {on_validation[0]}; with {GRID[best]}: {on_validation[best]}")
     methods: dict[str, dict[str, float]] = {}
-    for suffix, sequences in (("", data.train()), (" + validation transitions", data.until_validation())):
-        recommender.count(sequences)
+    for suffix in ("", " + validation transitions"):
+        if suffix:
+            recommender.count(data.until_validation())
         alone, together = recommender.measure(test, [(0.0, 0.0), GRID[best]])
         methods |= {f"GRM{suffix}": alone, f"GRM, three heads{suffix}": together}
     facts = recommender.facts | {
