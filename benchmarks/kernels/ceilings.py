@@ -16,7 +16,7 @@ def measure(case: str, device: torch.device, dtype: torch.dtype, seconds: float)
     """Time, and how much is done in it: bytes read and written, or floating-point operations (a multiply-add is two)."""
     cuda = device.type == "cuda"
     if case == "copy":
-        size = 1 << 28 if cuda else 1 << 24
+        size = 1 << 28 if cuda else 1 << 23
         sources = [torch.randn(size, device=device) for _ in range(INPUT_SETS)]
         target = torch.empty_like(sources[0])
         found = timing.compare({case: lambda i: target.copy_(sources[i])}, INPUT_SETS, device, seconds, record=True)

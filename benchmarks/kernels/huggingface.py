@@ -19,17 +19,15 @@ from model.grm.context import Context
 from model.grm.decoder import Decoder
 
 
-def unavailable() -> str | None:
-    """Why it cannot run here, in one line."""
-    return None if find_spec("transformers") else "transformers is not installed: pip install transformers"
-
-
 def search(model: Decoder, inputs: Sequence[Context], width: int) -> Callable[[int], Found]:
     """`generate` on input set i with one beam width for all levels, which is all that it offers.
 
     Raises:
+        ImportError: transformers is not there.
         ValueError: levels of different sizes.
     """
+    if find_spec("transformers") is None:
+        raise ImportError("transformers is not installed: pip install transformers, then the same command again with --fresh")
     from transformers import GenerationConfig
 
     counts = model.config.codes

@@ -14,16 +14,20 @@ import torch
 NO_GPU = "there is no GPU: run this where torch sees one, or try the program here with --device cpu --preset laptop --quick"
 
 
+class Unable(Exception):
+    """Nothing can be measured here; the message says what to do."""
+
+
 def device(name: str | None) -> torch.device:
     """The device asked for; without a name the GPU.
 
     Raises:
-        RuntimeError: there is no GPU, and no other device was asked for.
+        Unable: there is no GPU, and no other device was asked for.
     """
     if name == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise RuntimeError(NO_GPU)
+        raise Unable(NO_GPU)
     return torch.device("cuda")
 
 

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import agreement, ceilings, floors, huggingface, model, searches, static, timing
+from benchmarks.kernels import agreement, ceilings, floors, model, searches, static, timing
 from benchmarks.kernels.floors import Ceilings
 from benchmarks.kernels.grid import Grid
 from benchmarks.kernels.model import Found
 from benchmarks.kernels.operations import OPERATIONS, Case, Shape, disagreement
 from benchmarks.kernels.searches import Search, Variant
-from benchmarks.kernels.table import AGAIN, Point
+from benchmarks.kernels.table import Point
 from benchmarks.kernels.timing import Skip, Timing
 from kernels.trie import Trie
 from model.grm.context import Context
@@ -27,6 +27,14 @@ GATE_BATCH, GATE_CONTEXT = 2, 64
 """Shape of the check in float32 that comes before a search is timed in another type."""
 
 
+@dataclass(frozen=True)
+class Run:
+    """A search that is right, and the most memory that the GPU held while it was built and run once."""
+
+    search: Search
+    memory_mib: float | None
+
+
 @dataclass
 class Bench:
     """Where and what is measured; models and catalogues are made once."""
@@ -36,7 +44,7 @@ class Bench:
     device: torch.device
     dtype: torch.dtype
     ceilings: Ceilings | None = None
-    _gated: dict[tuple[str, str, int], str | None] = field(default_factory=dict)
+    _gated: dict[tuple[str, str, int], str | Skip | None] = field(default_factory=dict)
 
     @cached_property
     def decoder(self) -> Decoder:
@@ -105,21 +113,21 @@ class Bench:
         return errors
 
     def _searches(self, point: Point, variants: Mapping[str, Variant], seconds: float) -> list[Row]:
-        if reason := huggingface.unavailable():
-            variants = {name: variant for name, variant in variants.items() if name != "Hugging Face generate"}
-        errors: dict[str, str | Skip] = dict(self._gate(point, variants))
+        errors = self._gate(point, variants)
         left = {name: variant for name, variant in variants.items() if name not in errors}
-        runs: dict[str, Search] = {}
         inputs = timing.guarded(lambda: model.contexts(self.config, point.batch, point.context, self.device, self.dtype))
         if isinstance(inputs, Skip):
             return [_skipped("all", inputs.reason)]
-        runs, found = self._checked(left, self.decoder, inputs, self.dtype)
-        errors |= found
-        times = timing.compare(runs, model.INPUT_SETS, self.device, seconds, record=False)
-        rows = _rows({**times, **errors}, {name: self._floor(point, variant.widths) for name, variant in variants.items()}, point.batch)
-        return [*rows, _skipped("Hugging Face generate", AGAIN + reason)] if reason and point.part == "search" else rows
+        runs, wrong = self._checked(left, self.decoder, inputs, self.dtype)
+        times = timing.compare({name: run.search for name, run in runs.items()}, model.INPUT_SETS, self.device, seconds, record=False)
+        for name, result in times.items():
+            if isinstance(result, Timing) and result.memory_mib is not None:
+                # A graph takes its memory when it is made, and none when it runs.
+                times[name] = replace(result, memory_mib=max(result.memory_mib, runs[name].memory_mib or 0.0))
+        floor = {name: self._floor(point, variant.widths) for name, variant in variants.items()}
+        return _rows({**times, **errors, **wrong}, floor, point.batch)
 
-    def _gate(self, point: Point, variants: Mapping[str, Variant]) -> dict[str, str]:
+    def _gate(self, point: Point, variants: Mapping[str, Variant]) -> dict[str, str | Skip]:
         """What fails in float32 at a small shape; compiled ones are left out, whose source is what is compiled."""
         if self.dtype == torch.float32 or point.part == "compiled":
             return {}
@@ -129,24 +137,24 @@ class Bench:
             _, errors = self._checked({"ours": variants["ours"], **wanted}, self.exact, inputs, torch.float32)
             for name in wanted:
                 error = errors.get(name)
-                self._gated[point.part, name, point.width] = error.reason if isinstance(error, Skip) else error
+                self._gated[point.part, name, point.width] = f"in float32: {error}" if isinstance(error, str) else error
         failed = {name: self._gated.get((point.part, name, point.width)) for name in variants}
-        return {name: f"in float32: {error}" for name, error in failed.items() if error is not None}
+        return {name: error for name, error in failed.items() if error is not None}
 
     def _checked(
         self, variants: Mapping[str, Variant], decoder: Decoder, inputs: Sequence[Context], dtype: torch.dtype
-    ) -> tuple[dict[str, Search], dict[str, str | Skip]]:
+    ) -> tuple[dict[str, Run], dict[str, str | Skip]]:
         """The searches that are right, and what is wrong with the others."""
         judge = agreement.Judge(self.exact, model.last(inputs[0]), dtype)
-        runs: dict[str, Search] = {}
+        runs: dict[str, Run] = {}
         errors: dict[str, str | Skip] = {}
         expected: Found | None = None
         for name, variant in variants.items():
-            made = timing.guarded(lambda v=variant: _first(v.build(decoder, list(inputs))))  # type: ignore[misc]
+            made = timing.guarded(lambda v=variant: timing.peak_mib(lambda: _first(v.build(decoder, list(inputs))), self.device))  # type: ignore[misc]
             if isinstance(made, Skip):
                 errors[name] = made
                 continue
-            run, found = made
+            (run, found), memory = made
             if variant.same and name != "ours" and expected is None:
                 errors[name] = Skip("not checked: ours has no result here")
                 continue
@@ -154,7 +162,7 @@ class Bench:
             if error is not None:
                 errors[name] = error
                 continue
-            runs[name] = run
+            runs[name] = Run(run, memory)
             expected = found if name == "ours" else expected
         return runs, errors
 

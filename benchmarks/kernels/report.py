@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -214,8 +215,9 @@ def text(rows: Rows) -> str:
     lines += ["", *_searches(rows)]
     wrong = [row for row in rows if row["status"] == "wrong"]
     lines += [f"WRONG {row['case']}, {row['variant']}, batch {row['batch']}, width {row['width']}: {row['note']}" for row in wrong]
-    skipped = sum(row["status"] == "skipped" for row in rows)
-    return "\n".join([*lines, f"{len(rows)} rows, {skipped} of them skipped, {len(wrong)} wrong"])
+    skipped = Counter((row["part"], row["variant"], row["note"]) for row in rows if row["status"] == "skipped")
+    lines += [f"skipped {count} of {part}, {variant}: {note}" for (part, variant, note), count in skipped.items()]
+    return "\n".join([*lines, f"{len(rows)} rows, {skipped.total()} of them skipped, {len(wrong)} wrong"])
 
 
 def _line(claim: Claim, rows: Rows) -> str:

@@ -22,6 +22,7 @@ import torch
 from benchmarks.kernels import ceilings, machine, report
 from benchmarks.kernels.floors import Ceilings
 from benchmarks.kernels.grid import GRIDS, PARTS, Grid, points, quick
+from benchmarks.kernels.machine import Unable
 from benchmarks.kernels.parts import Bench
 from benchmarks.kernels.progress import Progress
 from benchmarks.kernels.table import AGAIN, Table, read, write
@@ -29,16 +30,20 @@ from model.grm.presets import PRESETS
 
 LEAST_SECONDS, MOST_SECONDS = 0.05, 6.0
 """Timing of one point."""
-GRACE_S = 30.0
+GRACE_S = 60.0
 """How long a part may take to come to its end after its time is up."""
+PLANNED = 0.95
+"""Share of the minutes that is given out: the rest is for a part that ends late."""
 MOST_RESTARTS = 5
+UNABLE, WRONG = 2, 3
+"""Exit codes: nothing could be run; a result is wrong."""
 ALL = "kernels.csv"
 """The rows of all parts, in one file to keep."""
 OUT_OF_TIME = AGAIN + "out of time"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0; 1 where a result was wrong; 2 where nothing could be run."""
+    """0, `UNABLE` or `WRONG`; any other code is a crash."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--all", action="store_true", help="every part, then the report")
@@ -54,15 +59,15 @@ def main(arguments: list[str] | None = None) -> int:
     if not given.report:
         try:
             _all(given) if given.all else _part(given)
-        except (RuntimeError, ValueError) as error:
+        except Unable as error:
             print(error, file=sys.stderr)
-            return 2
+            return UNABLE
     rows = [row for part in PARTS for row in read(given.out / f"{part}.csv")]
     if not given.part:
         if rows:
             write(given.out / ALL, rows)
         print(report.text(rows))
-    return 1 if any(row["status"] == "wrong" for row in rows) else 0
+    return WRONG if any(row["status"] == "wrong" for row in rows) else 0
 
 
 def _grid(given: argparse.Namespace) -> Grid:
@@ -82,7 +87,7 @@ def _dtype(on: torch.device) -> torch.dtype:
 
 def _all(given: argparse.Namespace) -> None:
     """Run the parts one after the other, each in a process of its own and with its share of the time that is left."""
-    ends = time.monotonic() + 60 * given.minutes
+    ends = time.monotonic() + 60 * PLANNED * given.minutes
     for part in PARTS:
         table = _table(given, part)
         shares = list(PARTS.values())[list(PARTS).index(part) :]
@@ -93,8 +98,8 @@ def _all(given: argparse.Namespace) -> None:
             table = Table(given.out, part, table.facts)
             if code == 0:
                 break
-            if code == 2:
-                raise RuntimeError(f"part {part} cannot run here")
+            if code == UNABLE:
+                raise Unable(f"part {part} cannot run here")
             left = [point for point in left if not table.finished(point)]
             if code is None or restarts == MOST_RESTARTS:
                 for point in left:
@@ -112,8 +117,7 @@ def _process(given: argparse.Namespace, part: str, minutes: float) -> int | None
     process = subprocess.Popen(command)
     try:
         code = process.wait(60 * minutes + GRACE_S)
-        # 1 says that a result is wrong, which is a result.
-        return 0 if code == 1 else code
+        return 0 if code == WRONG else code
     except subprocess.TimeoutExpired:
         return None
     finally:
@@ -144,12 +148,12 @@ def _part(given: argparse.Namespace) -> None:
 
 
 def _ceilings(folder: Path) -> Ceilings:
-    """As the part of that name measured them. Raises RuntimeError where it was not run."""
+    """As the part of that name measured them. Raises Unable where it was not run."""
     rates = {row["case"]: float(row["note"].split()[0]) for row in read(folder / "ceilings.csv") if row["status"] == "ok"}
     try:
         return ceilings.of(rates)
     except KeyError as error:
-        raise RuntimeError(f"no ceilings in {folder}: run --part ceilings first") from error
+        raise Unable(f"no ceilings in {folder}: run --part ceilings first") from error
 
 
 if __name__ == "__main__":

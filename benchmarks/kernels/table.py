@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.kernels.machine import Unable
+
 COLUMNS = (
     "part",
     "case",
@@ -55,7 +57,7 @@ class Table:
     """Rows of one part in `folder`/<part>.csv.
 
     Raises:
-        ValueError: the file has rows of another device, preset or commit.
+        Unable: the file has rows of another device, preset or commit.
     """
 
     def __init__(self, folder: Path, part: str, facts: Mapping[str, str]) -> None:
@@ -65,7 +67,7 @@ class Table:
         for row in self.rows:
             other = [f"{name} {row[name]}" for name in ("device", "preset", "commit") if row[name] != self.facts[name]]
             if other:
-                raise ValueError(f"{self.path} has results of {', '.join(other)}: use another --out, or --fresh to replace them")
+                raise Unable(f"{self.path} has results of {', '.join(other)}: use another --out, or --fresh to replace them")
 
     def finished(self, point: Point) -> bool:
         """Whether the point has rows, none of which asks for another run."""

@@ -66,18 +66,33 @@ def clock_us(call: Callable[[], object], device: torch.device) -> float:
 
 
 def guarded(call: Callable[[], Result]) -> Result | Skip:
-    """The result, or why there is none: out of memory, or a backend that does not take this shape."""
+    """The result, or why there is none: out of memory, or whatever a library says to this shape.
+
+    Raises:
+        RuntimeError: the GPU is in no state to go on with.
+    """
     try:
         return call()
     except torch.cuda.OutOfMemoryError:
         reason = "out of memory"
-    except (RuntimeError, NotImplementedError, ValueError) as error:
+    except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     # Outside of the handler the exception's frames, and the tensors that they hold, are gone.
     gc.collect()
     if torch.cuda.is_available():
+        torch.cuda.synchronize()
         torch.cuda.empty_cache()
     return Skip(reason)
+
+
+def peak_mib(call: Callable[[], Result], device: torch.device) -> tuple[Result, float | None]:
+    """What a call gives, and the most memory that the GPU held meanwhile; None without one."""
+    if device.type != "cuda":
+        return call(), None
+    torch.cuda.reset_peak_memory_stats(device)
+    result = call()
+    torch.cuda.synchronize(device)
+    return result, torch.cuda.max_memory_allocated(device) / 2**20
 
 
 def compare(
@@ -125,12 +140,13 @@ def compare(
 
 def _sample(call: Callable[[int], object], inputs: int, device: torch.device, record: bool) -> _Sample:
     """Warm up, and decide how the variant is timed."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    for index in range(inputs):
-        call(index)
-    once = clock_us(lambda: call(0), device)
-    memory = torch.cuda.max_memory_allocated(device) / 2**20 if device.type == "cuda" else None
+
+    def warm() -> float:
+        for index in range(inputs):
+            call(index)
+        return clock_us(lambda: call(0), device)
+
+    once, memory = peak_mib(warm, device)
     if record and device.type == "cuda":
         launches = inputs * max(1, min(MOST_LAUNCHES // inputs, round(GRAPH_US / once)))
         graph = guarded(lambda: _recorded(call, inputs, launches))

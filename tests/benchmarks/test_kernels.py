@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.kernels import agreement, eager, floors, grid, model, parts, report, run, searches, timing
+from benchmarks.kernels import agreement, eager, floors, grid, model, report, run, searches, timing
 from benchmarks.kernels.floors import Ceilings
 from benchmarks.kernels.grid import Grid
 from benchmarks.kernels.operations import OPERATIONS, Shape, disagreement
 from benchmarks.kernels.parts import Bench
-from benchmarks.kernels.table import AGAIN, Point, Table
+from benchmarks.kernels.table import AGAIN, Point, Table, read
 from model.grm.presets import PRESETS
 
 CPU = torch.device("cpu")
@@ -165,7 +162,7 @@ def test_a_run_goes_on_where_it_ended(tmp_path: Path) -> None:
 
 def test_results_of_two_machines_are_not_mixed(tmp_path: Path) -> None:
     Table(tmp_path, "search", FACTS).put(Point("search", "whole search", 1, 6, 9), [{"variant": "ours", "status": "ok"}])
-    with pytest.raises(ValueError, match="results of commit abc: use another --out"):
+    with pytest.raises(run.Unable, match="results of commit abc: use another --out"):
         Table(tmp_path, "search", FACTS | {"commit": "def"})
 
 
@@ -180,11 +177,20 @@ def test_a_run_measures_reports_and_skips_what_it_has_no_time_for(
         ceiling.put(Point("ceilings", case, 0, 0, 0), [{"variant": case, "status": "ok", "note": rate}])
     assert run.main([*common, "constrained", "--minutes", "0.001"]) == 0
     assert run.main([*common, "operations", "--minutes", "-1"]) == 0
-    with (tmp_path / "constrained.csv").open() as file:
-        rows = {row["variant"]: row for row in csv.DictReader(file)}
+    rows = {row["variant"]: row for row in read(tmp_path / "constrained.csv")}
     assert rows["STATIC-style"]["status"] == "ok" and float(rows["STATIC-style"]["over_floor"]) > 1 and rows["ours"]["commit"]
     assert run.main(["--report", "--out", str(tmp_path)]) == 0
     assert "6 of them skipped, 0 wrong" in capsys.readouterr().out
+
+
+def test_a_part_that_dies_is_started_again_behind_the_point_that_killed_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = {"ceilings": [0], "operations": [-6, 0], "search": [None], "constrained": [0], "compiled": [0]}
+    monkeypatch.setitem(run.GRIDS, "laptop", SHAPES)
+    monkeypatch.setattr(run, "_process", lambda given, part, minutes: codes[part].pop(0))
+    run.main(["--all", "--out", str(tmp_path), "--device", "cpu", "--preset", "laptop"])
+    notes = [(row["part"], row["case"], row["note"]) for row in read(tmp_path / run.ALL)]
+    assert notes == [("operations", "proj_pyramid", "its process ended with -6"), ("search", "whole search", AGAIN + "out of time")]
+    assert not any(codes.values())
 
 
 def test_kill_rules_speak_when_they_are_broken() -> None:
@@ -204,13 +210,3 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path, capsys: pytest.Cap
         pytest.skip("there is a GPU")
     assert run.main(["--all", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == run.machine.NO_GPU + "\n"
-
-
-@pytest.mark.integration
-def test_the_whole_program_runs_on_a_processor(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.kernels.run", "--all", "--out", str(tmp_path), "--device", "cpu", "--quick"]
-    done = subprocess.run([*command, "--preset", "laptop", "--minutes", "1"], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "0 wrong" in done.stdout
-    assert {path.stem for path in tmp_path.glob("*.csv")} == set(grid.PARTS)
-    assert parts.GATE_BATCH > 1
