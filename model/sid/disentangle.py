@@ -7,6 +7,8 @@ over the kinds of creative (even_out).
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -34,7 +36,7 @@ def disentangle(creative: Vectors, content: Vectors, seed: int = 0) -> Vectors:
     of the variance, and the nearest creative neighbours agree on the way of uploading for 67% instead of 99%. Subtracting what content
     predicts writes content *into* creative, where it is read back: 7 to 14 points.
     """
-    cluster = quantizer.nearest(content, quantizer.fit(content, 1, CLUSTERS, seed)[0])
+    cluster = quantizer.nearest(content, quantizer.fit(content, 1, _kinds(content), seed)[0])
     return even_out(erase(creative, content, DIRECTIONS), cluster, seed)
 
 
@@ -50,7 +52,7 @@ def erase(creative: Vectors, content: Vectors, directions: int) -> Vectors:
 def even_out(creative: Vectors, cluster: Labels, seed: int = 0) -> Vectors:
     """Creative with no cluster of content much richer in one kind of creative than the catalogue.
 
-    Creative is cut into CLUSTERS cells (k-means). Of a cluster's n videos, n times a cell's share in the catalogue are expected in that
+    Creative is cut into cells (k-means). Of a cluster's n videos, n times a cell's share in the catalogue are expected in that
     cell, give or take the root of it; of more than EXCESS such deviations above, those that have the shortest way move to the nearest cell
     with room and take the vector of the nearest video there, a vector that exists: a shifted one would give its cluster away. All others
     keep theirs. A partial optimal transport, greedy; its price is reported by whoever compares creative before and after.
@@ -59,7 +61,7 @@ def even_out(creative: Vectors, cluster: Labels, seed: int = 0) -> Vectors:
         creative: float32[N, d].
         cluster: int32[N], the kind of content of each video.
     """
-    book = quantizer.fit(creative, 1, CLUSTERS, seed)[0]
+    book = quantizer.fit(creative, 1, _kinds(creative), seed)[0]
     cell = quantizer.nearest(creative, book)
     share = np.bincount(cell, minlength=len(book)) / len(cell)
     rng = np.random.default_rng(seed)
@@ -89,6 +91,11 @@ def _moves(vectors: Vectors, cell: Labels, room: npt.NDArray[np.int64], book: Ve
             room[target] -= 1
             moves.append((row, target))
     return moves
+
+
+def _kinds(vectors: Vectors) -> int:
+    """CLUSTERS, or fewer, so that one video at least is expected where a cluster of content meets a cell of creative."""
+    return max(1, min(CLUSTERS, math.isqrt(len(vectors))))
 
 
 def _some(rows: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
