@@ -84,6 +84,12 @@ class Sids(Part):
     smoothing: float = Field(0.0, ge=0, lt=1, description="share that content takes from what is watched together")
     collisions: Literal["separate", "share"] = Field("separate", description="what becomes of different videos with the same semantic ID")
     hash_columns: tuple[str, ...] = Field((), description="columns of the catalogue whose hash is one more level")
+    minibatch: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="fit codebooks by mini-batches, resumed after a kill; auto: where plain k-means would read 262,144 vectors a turn",
+    )
+    minibatch_steps: int = Field(600, ge=1, description="batches of 16,384 vectors per level")
+    device: str = Field("cpu", description="where mini-batches are fitted")
     heads: Heads = Field(Heads(), description="the two heads that are trained over an encoder's states")
 
 

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
-from jobs import process, sid_states
+from jobs import process, sid_minibatch, sid_states
 from jobs import settings as configuration
 from jobs.settings import ConfigError, Sids
 from model.sid import bundle, heads, quantizer, report, versions
@@ -95,7 +95,10 @@ def build(store: ModelStore, catalogue: pa.Table, together: pa.Table | None, siz
     trained = learned(catalogue, together, sizes, seed) if heads.has_states(catalogue) else None
     if trained is not None:
         catalogue = heads.embedded(catalogue, trained)
-    with tqdm(total=bundle.steps(sizes.content_levels, sizes.creative_levels), desc="semantic IDs", unit="step", disable=None) as bar:
+    large = sid_minibatch.wanted(catalogue.num_rows, sizes)
+    fit = sid_minibatch.fit_in(configuration.home() / "checkpoints" / "sids", sizes, seed) if large else None
+    steps = bundle.steps(sizes.content_levels, sizes.creative_levels)
+    with tqdm(total=steps, desc="semantic IDs", unit="step", disable=True if large else None) as bar:
         built = bundle.build(
             catalogue,
             together,
@@ -105,6 +108,7 @@ def build(store: ModelStore, catalogue: pa.Table, together: pa.Table | None, siz
             seed=seed,
             recipe=recipe(sizes),
             progress=lambda: bar.update() and None,
+            fit=fit,
         )
     if trained is not None:
         heads.save(trained, store, built.version)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from jobs.sids import command
+from model.sid import minibatch
 from model.sid.bundle import CODEBOOKS, FOLDER, POINTER, Bundle
 from model.sid.versions import Migration
 from model.store import ModelStore
@@ -157,3 +159,38 @@ def test_plots_are_drawn_into_a_folder(made: ModelStore, tmp_path: Path) -> None
     drawn = sorted((tmp_path / "plots").iterdir())
     assert [path.name for path in drawn] == ["probe.png", "recall.png", "usage.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in drawn)
+
+
+def test_a_build_by_mini_batches_that_was_killed_goes_on_to_the_same_bundle(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, catalogue = tmp_path / "sidstream.yaml", file_of(tmp_path / "catalogue.parquet", 0, 200)
+    config.write_text("sids: {codes: 8, content_levels: 1, creative_levels: 1, minibatch: always, minibatch_steps: 21}\n")
+    arguments = ["build", "--catalogue", str(catalogue), "--config", str(config)]
+    assert sids(*arguments).exit_code == 0
+    unbroken = Bundle.load(ModelStore(home / "models"))
+    monkeypatch.setenv("SIDSTREAM_HOME", str(tmp_path / "other"))
+    saved = minibatch._State.save
+    calls = []
+
+    def killed(*state: Any) -> None:
+        saved(*state)
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(minibatch._State, "save", killed)
+        assert sids(*arguments).exit_code != 0
+    assert list((tmp_path / "other" / "checkpoints" / "sids").iterdir())
+    result = sids(*arguments)
+    assert result.exit_code == 0 and "resumed=True" in result.stderr
+    assert Bundle.load(ModelStore(tmp_path / "other" / "models")).version == unbroken.version
+    assert not list((tmp_path / "other" / "checkpoints" / "sids").iterdir())
+
+
+def test_mini_batches_refuse_variants_that_they_do_not_have(home: Path, tmp_path: Path) -> None:
+    config, catalogue = tmp_path / "sidstream.yaml", file_of(tmp_path / "catalogue.parquet", 0, 20)
+    config.write_text("sids: {codes: 8, minibatch: always, balance: exact}\n")
+    result = sids("build", "--catalogue", str(catalogue), "--config", str(config))
+    assert result.exit_code == 2 and "sids.minibatch to never" in result.stderr
