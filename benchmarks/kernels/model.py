@@ -1,0 +1,73 @@
+"""The decoder that is searched, with random weights, its contexts, and this project's own search over it.
+
+Only the decoder: no embedding table and no feature is needed to time a search, and a context is given as the keys and values that it
+became.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from kernels.trie import Trie
+from model.grm.beam import search
+from model.grm.context import Context
+from model.grm.decoder import Decoder
+from model.grm.presets import GrmConfig
+
+Found = tuple[Tensor, Tensor]
+"""SIDs int64[B, W, L] and their log-probabilities float32[B, W], best first."""
+
+INPUT_SETS = 4
+LOGIT_SCALE = 2.0
+"""Standard deviation of the logits: between an untrained model's (flat, all ties) and a sure one's."""
+
+
+def decoder(config: GrmConfig, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Decoder:
+    """Random weights from a seed; heads spread enough that candidates differ."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = Decoder(config)
+        made.reset_parameters()
+        for head in made.heads:
+            torch.nn.init.normal_(head.weight, std=LOGIT_SCALE * config.d_model**-0.5)  # type: ignore[arg-type]
+        for codes in made.codes:
+            torch.nn.init.normal_(codes.weight)  # type: ignore[arg-type]
+    return made.to(device, dtype).eval().requires_grad_(False)
+
+
+def contexts(
+    config: GrmConfig, batch: int, positions: int, device: torch.device, dtype: torch.dtype, count: int = INPUT_SETS
+) -> list[Context]:
+    """`count` different batches of contexts, all positions valid, of unit variance as the context processor's norm leaves them."""
+    generator = torch.Generator().manual_seed(1)
+    shape = (batch, config.context_groups, positions, config.d_head)
+
+    def chunk() -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    made = []
+    for _ in range(count):
+        keys = tuple(chunk() for _ in range(config.context_layers))
+        values = tuple(chunk() for _ in range(config.context_layers)) if config.context_splits == 2 else keys
+        made.append(Context(keys, values, torch.zeros(batch, 1, 1, positions, device=device, dtype=dtype)))
+    return made
+
+
+def last(context: Context) -> Context:
+    """The last request of a batch alone, in float32."""
+    keys = tuple(key[-1:].float() for key in context.keys)
+    values = keys if context.values is context.keys else tuple(value[-1:].float() for value in context.values)
+    return Context(keys, values, context.bias[-1:].float())
+
+
+def ours(model: Decoder, inputs: Sequence[Context], widths: Sequence[int], trie: Trie | None = None) -> Callable[[int], Found]:
+    """This project's search on input set i."""
+
+    def run(index: int) -> Found:
+        found = search(model, (), inputs[index], widths, trie)
+        return found.sids, found.log_prob
+
+    return run
