@@ -20,7 +20,7 @@ Labels = npt.NDArray[np.int32]
 DIRECTIONS = 2
 CLUSTERS = 64
 # A cluster of content may have this many standard deviations of chance more videos of one creative cell than its even share.
-EXCESS = 1.5
+EXCESS = 1.0
 # Vectors of a cell that a moved video's new one is looked for among.
 CANDIDATES = 512
 
@@ -52,10 +52,10 @@ def erase(creative: Vectors, content: Vectors, directions: int) -> Vectors:
 def even_out(creative: Vectors, cluster: Labels, seed: int = 0) -> Vectors:
     """Creative with no cluster of content much richer in one kind of creative than the catalogue.
 
-    Creative is cut into cells (k-means). Of a cluster's n videos, n times a cell's share in the catalogue are expected in that
-    cell, give or take the root of it; of more than EXCESS such deviations above, those that have the shortest way move to the nearest cell
-    with room and take the vector of the nearest video there, a vector that exists: a shifted one would give its cluster away. All others
-    keep theirs. A partial optimal transport, greedy; its price is reported by whoever compares creative before and after.
+    Creative is cut into cells (k-means). Of a cluster's n videos, n times a cell's share in the catalogue are expected in that cell, give
+    or take the root of it; of more than EXCESS such deviations above, those that have the shortest way move to the nearest cell with room
+    and take the vector of the nearest video of another cluster there, a vector that exists: a shifted one would give its cluster away.
+    All others keep theirs. A partial optimal transport, greedy.
 
     Args:
         creative: float32[N, d].
@@ -69,11 +69,18 @@ def even_out(creative: Vectors, cluster: Labels, seed: int = 0) -> Vectors:
     found = creative.copy()
     order = np.argsort(cluster, kind="stable")
     for rows in np.split(order, np.flatnonzero(np.diff(cluster[order])) + 1):
+        here = np.bincount(cell[rows], minlength=len(book))
         expected = len(rows) * share
-        room = np.maximum(np.rint(expected + EXCESS * np.sqrt(expected)), 1).astype(np.int64) - np.bincount(cell[rows], minlength=len(book))
+        room = np.maximum(np.rint(expected + EXCESS * np.sqrt(expected)), 1).astype(np.int64) - here
+        given: dict[int, set[int]] = {}
         for row, target in _moves(creative[rows], cell[rows], room, book):
-            near = creative[members[target]]
-            found[rows[row]] = near[((near - creative[rows[row]]) ** 2).sum(axis=1).argmin()]
+            # Two videos of one kind that took the same vector could not be told apart.
+            mine, used = rows[row], given.setdefault(target, set())
+            fresh = [one for one in members[target].tolist() if cluster[one] != cluster[mine] and one not in used]
+            near = np.array(fresh or members[target])
+            chosen = int(near[((creative[near] - creative[mine]) ** 2).sum(axis=1).argmin()])
+            used.add(chosen)
+            found[mine] = creative[chosen]
     return found
 
 
