@@ -47,7 +47,7 @@ def embed(catalogue: pa.Table, together: pa.Table | None = None, *, dimensions: 
         CatalogueError: a column is missing or has values that cannot be embedded.
     """
     if {"content", "creative"} <= set(catalogue.column_names):
-        return _given(catalogue, "content"), _given(catalogue, "creative")
+        return given(catalogue, "content"), given(catalogue, "creative")
     content = content_vectors(catalogue, together, dimensions, seed)
     return content, disentangle(creative_vectors(catalogue, dimensions, seed), content, seed)
 
@@ -61,9 +61,9 @@ def content_vectors(catalogue: pa.Table, together: pa.Table | None, dimensions: 
         "author": _random_directions(_repeated_only(authors), dimensions, seed + 1),
     }
     if together is not None:
-        sequences = _sequences(catalogue, together)
-        found = cooccurrence.factors(cooccurrence.pmi(sequences, items, WINDOW), items, dimensions, seed)
-        meetings = np.bincount(sequences.row, sequences.weight > 0, items).astype(np.float64)
+        met = sequences(catalogue, together)
+        found = cooccurrence.factors(cooccurrence.pmi(met, items, WINDOW), items, dimensions, seed)
+        meetings = np.bincount(met.row, met.weight > 0, items).astype(np.float64)
         blocks["together"] = _towards_tag(unit(found), meetings, tags)
     return _compress(blocks, CONTENT_WEIGHTS, dimensions)
 
@@ -85,7 +85,7 @@ def creative_vectors(catalogue: pa.Table, dimensions: int, seed: int) -> Vectors
 
 def smoothed(content: Vectors, catalogue: pa.Table, together: pa.Table, share: float) -> Vectors:
     """Content moved towards what it is watched with, see `cooccurrence.smooth`; rows of unit length."""
-    return unit(cooccurrence.smooth(content, _sequences(catalogue, together), WINDOW, share))
+    return unit(cooccurrence.smooth(content, sequences(catalogue, together), WINDOW, share))
 
 
 def hashed(catalogue: pa.Table, columns: Sequence[str], codes: int) -> npt.NDArray[np.int32]:
@@ -99,7 +99,12 @@ def hashed(catalogue: pa.Table, columns: Sequence[str], codes: int) -> npt.NDArr
     return np.array([int.from_bytes(digest) % codes for digest in digests], np.int32)
 
 
-def _given(catalogue: pa.Table, column: str) -> Vectors:
+def given(catalogue: pa.Table, column: str) -> Vectors:
+    """A column of lists of floats as float32[N, d], rows of unit length.
+
+    Raises:
+        CatalogueError: lists of several lengths, or one that is zero or not finite; the message names its row and item.
+    """
     rows = catalogue[column].combine_chunks()
     lengths = pc.unique(pc.list_value_length(rows)).to_pylist()
     if len(lengths) != 1 or not lengths[0]:
@@ -109,12 +114,20 @@ def _given(catalogue: pa.Table, column: str) -> Vectors:
     vectors = np.asarray(pc.list_flatten(rows).to_numpy(zero_copy_only=False), np.float64).reshape(len(rows), lengths[0])
     broken = ~(np.isfinite(vectors).all(axis=1) & (np.abs(vectors).sum(axis=1) > 0))
     if broken.any():
-        raise CatalogueError(f"column {column}: the vector of item {catalogue['item_id'][int(broken.argmax())]} is zero or not finite")
+        row = int(broken.argmax())
+        raise CatalogueError(
+            f"column {column}: row {row} (item {catalogue['item_id'][row]}) is zero or not finite, {int(broken.sum())} of {len(rows)} rows "
+            "are: leave these items out or embed them again"
+        )
     return unit(vectors)
 
 
-def _sequences(catalogue: pa.Table, together: pa.Table) -> cooccurrence.Sequences:
-    """Rows of the catalogue in users' order; items that the catalogue does not have are left out."""
+def sequences(catalogue: pa.Table, together: pa.Table) -> cooccurrence.Sequences:
+    """Rows of the catalogue in users' order (`together` as in embed()); items that the catalogue does not have are left out.
+
+    Raises:
+        CatalogueError: as many weights as items are needed.
+    """
     lists = together["item_ids"].combine_chunks()
     ids = pc.list_flatten(lists).to_numpy(zero_copy_only=False)
     user = np.repeat(np.arange(len(lists)), pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False))

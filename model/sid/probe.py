@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 Codes = npt.NDArray[np.int32]
-Targets = npt.NDArray[np.int64]
+Keys = npt.NDArray[np.int64]
 
 # Videos that stand for all where there are more.
 SAMPLE = 10_000
@@ -54,37 +54,34 @@ def probe(inputs: Codes, targets: npt.NDArray[np.int32]) -> CodeProbe:
     target, size = target.reshape(-1), len(values)
     if len(target) < FOLDS * CHOOSING_FOLDS:
         return CodeProbe(0.0, 0.0, 0.0)
+    _, whole = np.unique(inputs, axis=0, return_inverse=True)
+    keys = np.column_stack([inputs, whole.reshape(-1)]).astype(np.int64)
     fold = np.arange(len(target)) % FOLDS
     right = np.zeros(2)
     for number in range(FOLDS):
         known, asked = np.flatnonzero(fold != number), np.flatnonzero(fold == number)
         part = np.arange(len(known)) % CHOOSING_FOLDS
-        tried = [
-            _right(
-                inputs[known[part != inner]], target[known[part != inner]], inputs[known[part == inner]], target[known[part == inner]], size
-            )
-            for inner in range(CHOOSING_FOLDS)
-        ]
+        inner = [(known[part != one], known[part == one]) for one in range(CHOOSING_FOLDS)]
+        tried = [_right(keys[train], target[train], keys[test], target[test], size) for train, test in inner]
         best = int(np.sum(tried, axis=0)[1:].argmax()) + 1
-        right += _right(inputs[known], target[known], inputs[asked], target[asked], size)[[0, best]]
+        right += _right(keys[known], target[known], keys[asked], target[asked], size)[[0, best]]
     chance, accuracy = (right / len(target)).tolist()
     return CodeProbe(accuracy, chance, 100 * (accuracy - chance))
 
 
-def _right(known: Codes, known_target: Targets, asked: Codes, asked_target: Targets, size: int) -> npt.NDArray[np.int64]:
-    """How often each prediction is right: int64[1 + predictors]."""
+def _right(known: Keys, known_target: Keys, asked: Keys, asked_target: Keys, size: int) -> npt.NDArray[np.int64]:
+    """How often each prediction is right: int64[1 + predictors]. Keys int64[N, levels + 1]: the levels' codes, then one number a prefix."""
     blocks = (slice(start, start + BLOCK) for start in range(0, len(asked), BLOCK))
     return np.sum(
         [[(guess == asked_target[block]).sum() for guess in _guesses(known, known_target, asked[block], size)] for block in blocks], axis=0
     )
 
 
-def _guesses(known: Codes, known_target: Targets, asked: Codes, size: int) -> Iterator[Targets]:
+def _guesses(known: Keys, known_target: Keys, asked: Keys, size: int) -> Iterator[Keys]:
     """The commonest target; then, for each of PRIORS, naive Bayes', and that of the counts under the whole prefix."""
     prior = (np.bincount(known_target, minlength=size) + 1.0) / (len(known_target) + size)
     yield np.full(len(asked), prior.argmax())
-    levels = [_counts(known[:, [level]], known_target, asked[:, [level]], size) for level in range(asked.shape[1])]
-    whole = _counts(known, known_target, asked, size)
+    *levels, whole = (_counts(known[:, column], known_target, asked[:, column], size) for column in range(asked.shape[1]))
     for strength in PRIORS:
         posteriors = [_drawn(count, prior, strength) for count in levels]
         yield (np.log(prior) + sum(np.log(posterior / prior) for posterior in posteriors)).argmax(axis=1)
@@ -95,12 +92,10 @@ def _drawn(counts: npt.NDArray[np.float64], prior: npt.NDArray[np.float64], stre
     return (counts + strength * prior) / (counts.sum(axis=1, keepdims=True) + strength)
 
 
-def _counts(known: Codes, target: Targets, asked: Codes, size: int) -> npt.NDArray[np.float64]:
-    """How many of the known rows that are equal to each asked one have each target: float64[asked, size]."""
-    _, key = np.unique(np.concatenate([asked, known]), axis=0, return_inverse=True)
-    present, ours = np.unique(key.reshape(-1)[: len(asked)], return_inverse=True)
-    theirs = key.reshape(-1)[len(asked) :]
-    kept = np.isin(theirs, present)
-    table = np.zeros((len(present), size))
-    np.add.at(table, (np.searchsorted(present, theirs[kept]), target[kept]), 1.0)
-    return table[ours.reshape(-1)]
+def _counts(known: Keys, target: Keys, asked: Keys, size: int) -> npt.NDArray[np.float64]:
+    """How many of the known keys that are equal to each asked one have each target: float64[asked, size]."""
+    present, ours = np.unique(asked, return_inverse=True)
+    place = np.minimum(np.searchsorted(present, known), len(present) - 1)
+    kept = present[place] == known
+    table = np.bincount(place[kept] * size + target[kept], minlength=len(present) * size)
+    return table.reshape(len(present), size)[ours.reshape(-1)].astype(np.float64)
