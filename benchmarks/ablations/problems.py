@@ -52,8 +52,9 @@ def kuairand(folder: Path, targets: int, tested: int, seed: int) -> Problem:
     taken = [sample for sample, _ in zip(watched, range(targets + tested), strict=False)]
     if len(taken) < targets + tested:
         raise ValueError(f"{folder}: {len(taken)} positively watched videos, {targets + tested} are needed: ask for fewer targets")
-    columns = [catalogue[name].fill_null(missing).to_numpy() for name, missing in (("item_id", 0), ("duration_ms", 0), ("author_id", -1))]
-    return Problem("KuaiRand", taken[:targets], taken[targets:], *columns, content, creative, repeats=False)
+    ids, durations = catalogue["item_id"].to_numpy(), catalogue["duration_ms"].fill_null(0).to_numpy()
+    authors = catalogue["author_id"].fill_null(-1).to_numpy()
+    return Problem("KuaiRand", taken[:targets], taken[targets:], ids, durations, authors, content, creative, repeats=False)
 
 
 def beauty(folder: Path, targets: int, tested: int, seed: int) -> Problem:
@@ -74,8 +75,8 @@ def beauty(folder: Path, targets: int, tested: int, seed: int) -> Problem:
     learned = [pairs[place] for place in rng.permutation(len(pairs))[:targets]]
     asked = [test[place] for place in rng.permutation(len(test))[:tested]]
     ids = np.arange(1, found.items + 1)
-    samples_of = [list(_sequence_samples(some)) for some in (learned, asked)]
-    return Problem("Beauty", *samples_of, ids, ids * 0, ids * 0 - 1, content, found.attributes, repeats=True)
+    train_samples, test_samples = list(_sequence_samples(learned)), list(_sequence_samples(asked))
+    return Problem("Beauty", train_samples, test_samples, ids, ids * 0, ids * 0 - 1, content, found.attributes, repeats=True)
 
 
 def _sequence_samples(pairs: list[tuple[list[int], int]]) -> Iterator[Sample]:
