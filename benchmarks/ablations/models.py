@@ -74,7 +74,7 @@ def semantic_ids(problem: Problem, content_levels: int, creative_levels: int, si
 
 def operations(config: GrmConfig, batch: GrmBatch) -> float:
     """Multiply-adds of a forward pass, a target; the backward pass takes twice as many."""
-    model = Grm(config)
+    model = Grm(config).requires_grad_(False)  # the counter hooks into whatever asks for a gradient
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(batch)
     return counter.get_total_flops() / 2 / len(batch)
