@@ -30,7 +30,7 @@ lint: setup
 	@$(BIN)/mypy kernels model streaming features generation serving jobs
 
 unit: setup
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration and not fault"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/integration -m "not integration and not fault"
 
 integration: setup
 	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "(integration or fault) and not whole_machine" --durations=15

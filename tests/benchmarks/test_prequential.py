@@ -24,6 +24,8 @@ from streaming.records import Context, HistoryEntry, Labels, Sample
 from streaming.sources.kuairand import LOG_COLUMNS
 from streaming.sources.kuairand_events import Exposures
 
+pytestmark = pytest.mark.integration  # a whole run of the program
+
 START = 1_700_000_000_000 - 1_700_000_000_000 % HOUR_MS
 ITEMS = 20
 CODES = (4, 5)
