@@ -145,7 +145,8 @@ EMBEDDINGS = click.option(
     "--embeddings",
     type=PARQUET,
     help="Parquet file of a frozen encoder's states: item_id, and states (lists), or content_states and creative_states; "
-    "two heads are trained over them.",
+    "two heads are trained over them, on pairs of the catalogue's columns product_id (content) and template_id (creative), "
+    "and of what Swing finds together.",
 )
 ENCODER = click.option(
     "--encoder",
