@@ -3,10 +3,11 @@
     python -m benchmarks.ablations --dir KUAIRAND --data BEAUTY --report FILE
 
 Decoders and semantic IDs: a model of the laptop preset learns the same targets once, in the same order, and is tested on the same later
-ones: recall@10 and @50 among all videos, item by item, by beam search over the SIDs that exist, and the loss of a target's whole SID
-(comparable across SIDs where hardly two videos share one). The full decoder has its own keys and values of the context for every layer and
-head; beside it stands a lazy one whose feed-forward is so much wider that a target takes as many operations. Every other row changes one
-thing from the first. These budgets are far from convergence: they compare, and none of them is a result.
+ones: recall@10 and @50 among all videos, item by item, by beam search over the SIDs that exist, and the loss of a target's whole SID (of
+decoders on the same SIDs: across SIDs it also counts what is given to SIDs that no video has). The full decoder has its own keys and values
+of the context for every layer and head; beside it stands a lazy one whose feed-forward is so much wider that a target takes as many
+operations. Every other row changes one thing from the first. These budgets are far from convergence: they compare, and none of them is a
+result.
 
 Delayed feedback: simulated conversions with known rates, see `benchmarks.ablations.delays`.
 

@@ -99,6 +99,12 @@ def _cell(found: Mapping[str, Any] | None, of: str = "value") -> str:
     return f"{found[of]:{sign}.4f} [{low:{sign}.4f}, {high:{sign}.4f}]".rjust(24)
 
 
+def _short(hours: float | None) -> str:
+    if hours is None:
+        return "frozen"
+    return f"{hours:.0f} h" if hours >= 1 else f"{hours * 60:.0f} min"
+
+
 def plot(result: Mapping[str, Any], path: Path) -> Path | None:
     """Draw recall and AUC against the publish interval, with intervals; None where matplotlib is not installed or nothing was measured."""
     if importlib.util.find_spec("matplotlib") is None or "recall_at_10" not in result:
@@ -121,7 +127,7 @@ def plot(result: Mapping[str, Any], path: Path) -> Path | None:
         for name, style in (("popularity", ":"), ("last author", "--"), ("last tag", "-."), ("user and item rates", ":")):
             if name in result[metric]:
                 panel.axhline(result[metric][name]["value"], linestyle=style, color="grey", label=name)
-        panel.set_xticks(place, ["frozen" if hours[name] is None else f"{hours[name]:.2g} h" for name in names])
+        panel.set_xticks(place, [_short(hours[name]) for name in names])
         panel.set_title(title)
         panel.set_xlabel("publish interval")
         panel.legend(fontsize="small")
