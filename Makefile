@@ -30,10 +30,11 @@ lint: setup
 	@$(BIN)/mypy kernels model streaming features generation serving jobs
 
 unit: setup
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "not integration and not fault"
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/integration -m "not integration and not fault"
 
 integration: setup
-	@$(BIN)/python -m pytest -m "integration or fault" --durations=15
+	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "(integration or fault) and not whole_machine" --durations=15
+	@$(BIN)/python -m pytest -m whole_machine --durations=5
 
 $(STAMP): $(LISTS) pyproject.toml jobs/local/jars.lock
 	@$(PYTHON) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null || $(call fail,$(PYTHON) is no Python 3.11 with its venv module: install both (Debian: python3.11 and python3.11-venv) or name one: make PYTHON=/path/to/python3.11)

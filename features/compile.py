@@ -1,16 +1,16 @@
 """Feature views compiled to Flink SQL.
 
     event ──▶ happened ──▶ one query a view: an OVER window after another, the longest first ──▶ features.<view>
-     │        each event_id once, with the item of its impression                                  ▲
+     │        each event_id once, with the item of its impression, when both are known             ▲
      └── heartbeats, to the views without windows of time: they bring those topics the time ───────┘
 
 The row time of an event is when it became known (`streaming.flink.tables.known_time`), so none is late. A value is final when it is
 written: an OVER window speaks when the watermark has passed the row, and says what holds as of that row. Rows of one entity and one
 millisecond are peers: all of them get the values that include all of them.
 
-A label says nothing of its video; it counts with its impression, if that is known by then, and not at all without one. The state of a
-window of time is bounded by its length, in event time. What is kept of an impression and of a history has a lifetime, in processing
-time, since it was last touched.
+A label says nothing of its video; it counts with its impression, once both are known, and not at all without one. The state of a
+window of time is bounded by its length, in event time. What is kept of an impression, of the labels that wait for one, and of a history
+has a lifetime, in processing time, since it was last touched.
 """
 
 from __future__ import annotations
@@ -45,6 +45,19 @@ COLUMNS: dict[str, str] = {
     "conversion_value": f"CASE WHEN topic = {text(topics.CONVERSIONS)} THEN `value` END",
 }
 INTERACTION = "interaction"
+# What is remembered of an event, so that it can wait for its impression.
+SEEN: dict[str, str] = {
+    "topic": "STRING",
+    "event_id": "STRING",
+    "user_id": "BIGINT",
+    "ts": "BIGINT",
+    "kind": "STRING",
+    "play_ms": "BIGINT",
+    "duration_ms": "BIGINT",
+    "value": "DOUBLE",
+    "known_ms": "BIGINT",
+    "place": "BIGINT",
+}
 FUNCTIONS: dict[str, str] = {
     "sum": "COALESCE(SUM({column}) OVER {window}, 0)",
     "count": "COUNT({column}) OVER {window}",
@@ -65,22 +78,41 @@ def milliseconds(time: str) -> str:
 def happened() -> str:
     """What happened to a user and an item: the columns that features are made of.
 
-    One pass by impression, which keeps no rows, only the item and the ids of what it has seen: copies of an event are recognised
-    where its impression is looked up, because a state per event would cost more than all the windows.
+    One pass by impression, which remembers what it has seen. A label whose impression is known happens when it is known itself; those that
+    came before it wait, and happen together with the first impression row. Copies of an event are recognised where its impression is
+    looked up, because a state per event would cost more than all the windows.
     """
     columns = ",\n    ".join(f"CAST({source} AS {kind_of(name)}) AS {quoted(name)}" for name, source in COLUMNS.items())
-    return f"""SELECT user_id, shown_item AS item_id, rt,
+    event = ", ".join(map(quoted, SEEN))
+    return f"""SELECT e.user_id, shown_item AS item_id, rt,
     {columns},
     CASE WHEN topic IN ({text(topics.ENGAGEMENTS)}, {text(topics.WATCHES)}) THEN {interaction()} END AS {INTERACTION}
 FROM (
-    SELECT *, MAX(item_id) OVER w AS shown_item, ARRAY_AGG(event_id) OVER w AS ids, ARRAY_AGG(place) OVER w AS places
+    SELECT rt, at_place, at_ms, shown_item, ids, places,
+        CASE WHEN first_place = at_place THEN so_far ELSE ARRAY[seen] END AS happening
     FROM (
-        SELECT topic, event_id, user_id, item_id, impression_id, COALESCE(impression_ts, ts) AS shown_ts, ts, kind, play_ms, duration_ms,
-            `value`, rt, CAST(kafka_partition AS BIGINT) * {1 << 44} + kafka_offset AS place
-        FROM event WHERE usable AND `schema` <> {text(tables.HEARTBEAT)}
-    )
-    WINDOW w AS (PARTITION BY impression_id, shown_ts ORDER BY rt RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
-) WHERE shown_item IS NOT NULL AND places[ARRAY_POSITION(ids, event_id)] = place"""
+        SELECT rt, place AS at_place, known_ms AS at_ms, seen, MAX(item_id) OVER w AS shown_item,
+            FIRST_VALUE(CASE WHEN topic = {text(topics.IMPRESSIONS)} THEN place END) OVER w AS first_place,
+            ARRAY_AGG(event_id) OVER w AS ids, ARRAY_AGG(place) OVER w AS places, ARRAY_AGG(seen) OVER w AS so_far
+        FROM (
+            SELECT *, CAST(ROW({event}) AS ROW<{", ".join(f"{quoted(name)} {kind}" for name, kind in SEEN.items())}>) AS seen
+            FROM (
+                SELECT topic, event_id, user_id, item_id, impression_id, COALESCE(impression_ts, ts) AS shown_ts, ts, kind, play_ms,
+                    duration_ms, `value`, rt, {milliseconds("rt")} AS known_ms,
+                    {place()} AS place
+                FROM event WHERE usable AND `schema` <> {text(tables.HEARTBEAT)}
+            )
+        )
+        WINDOW w AS (PARTITION BY impression_id, shown_ts ORDER BY rt RANGE BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
+    ) WHERE shown_item IS NOT NULL
+) CROSS JOIN UNNEST(happening) AS e ({event})
+WHERE places[ARRAY_POSITION(ids, e.event_id)] = e.place AND (e.place = at_place OR e.known_ms < at_ms)"""
+
+
+def place() -> str:
+    """Topic, partition and offset in one number, which tells copies apart."""
+    numbers = " ".join(f"WHEN {text(topic)} THEN {number}" for number, topic in enumerate(topics.EVENT_TOPICS))
+    return f"CAST(CASE topic {numbers} END AS BIGINT) * {1 << 59} + CAST(kafka_partition AS BIGINT) * {1 << 44} + kafka_offset"
 
 
 def kind_of(column: str) -> str:

@@ -16,7 +16,7 @@ from streaming.kafka import consumer
 
 @dataclass
 class KnownTime:
-    """The newest moment, in ms, at which an event became known that the features tell of: each event once, and with its impression only.
+    """The newest moment, in ms, at which an event became known that the features tell of: each event once, a label with its impression.
 
     Written again from what `docs/features.md` promises: an event is known at `max(its time, its append minus the disorder)`.
     """

@@ -29,10 +29,17 @@ class Endpoints:
 
     home: Path
     kafka: dict[str, Any]  # librdkafka settings: `bootstrap.servers` and the security of the cluster
-    redis_url: str
+    redis: str | None  # its URL, if one is known
     http: str | None  # where our own server is, or is to listen
     model_store: str
     feature_repo: Path
+
+    @property
+    def redis_url(self) -> str:
+        """Raises ConfigError where there is none; a part that never asks runs without Redis."""
+        if self.redis is None:
+            raise absent("redis", "redis.url", self.home)
+        return self.redis
 
 
 class Stop:
@@ -56,28 +63,29 @@ def endpoints(settings: Settings, home: Path) -> Endpoints:
     """Addresses from the configuration, and of what is embedded from the home's `state.json`.
 
     Raises:
-        ConfigError: something embedded is needed and does not run.
+        ConfigError: no Kafka is configured and the embedded one does not run.
     """
     state = read_state(home)
-
-    def embedded(name: str, key: str) -> str:
-        if not state.get(name):
-            raise ConfigError(
-                f"{key} is not set and no embedded {name} runs in {home}: start one with `sidstream up --detach --only "
-                f"{'broker' if name == 'kafka' else name}`, or name a server in the configuration"
-            )
-        return str(state[name])
-
-    bootstrap = settings.kafka.bootstrap or embedded("kafka", "kafka.bootstrap")
-    redis_url = settings.redis.url or f"redis://{embedded('redis', 'redis.url')}/0"
+    bootstrap = settings.kafka.bootstrap or state.get("kafka")
+    if not bootstrap:
+        raise absent("kafka", "kafka.bootstrap", home)
+    redis = f"redis://{state['redis']}/0" if state.get("redis") else None
     http = f"http://{settings.http.host}:{settings.http.port}" if settings.http.port else state.get("http")
     return Endpoints(
         home=home,
         kafka={**settings.kafka.security, "bootstrap.servers": bootstrap},
-        redis_url=redis_url,
+        redis=settings.redis.url or redis,
         http=http,
         model_store=model_store(settings, home),
         feature_repo=feature_repo(home),
+    )
+
+
+def absent(service: str, key: str, home: Path) -> ConfigError:
+    part = "broker" if service == "kafka" else service
+    return ConfigError(
+        f"{key} is not set and no embedded {service} runs in {home}: start one with `sidstream up --detach --only {part}`, "
+        "or name a server in the configuration"
     )
 
 

@@ -57,6 +57,18 @@ class Flink(Part):
     heap_mb: int = Field(1024, ge=256, description="heap of each embedded job's JVM")
 
 
+class Heads(Part):
+    dimensions: int = Field(64, ge=2, description="numbers of each embedding")
+    gamma1: float = Field(1.0, ge=0, description="weight of the creative head's contrastive loss")
+    gamma2: float = Field(10.0, ge=0, description="weight of the orthogonality penalty")
+    orthogonality: Literal["dimensions", "items"] = Field(
+        "dimensions", description="penalty on the correlation of dimensions, or on the inner product of each item's two embeddings"
+    )
+    temperature: float = Field(0.05, gt=0)
+    batch: int = Field(512, ge=2)
+    steps: int = Field(1000, ge=1)
+
+
 class Sids(Part):
     source: Literal["simulator", "kuairand"] = Field("simulator", description="whose catalogue `sids build` makes semantic IDs for")
     dir: Path | None = Field(None, description="folder of the log's files (kuairand)")
@@ -64,6 +76,21 @@ class Sids(Part):
     content_levels: int = Field(2, ge=1, le=4)
     creative_levels: int = Field(2, ge=1, le=4)
     codes: int = Field(64, ge=2, le=65_536, description="codes per level of the laptop default; 8192 for the reference preset")
+    balance: Literal["none", "usage", "exact"] = Field(
+        "usage", description="how codebooks shed vectors from crowded codes while they are fitted"
+    )
+    uniformity: float = Field(0.0, ge=0, le=1, description="centroids nearer than this share of their mean distance are pushed apart")
+    fsq_values: int = Field(0, ge=0, le=64, description="values per axis of a last level that is a grid; 0 = clusters")
+    smoothing: float = Field(0.0, ge=0, lt=1, description="share that content takes from what is watched together")
+    collisions: Literal["separate", "share"] = Field("separate", description="what becomes of different videos with the same semantic ID")
+    hash_columns: tuple[str, ...] = Field((), description="columns of the catalogue whose hash is one more level")
+    minibatch: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="fit codebooks by mini-batches, resumed after a kill; auto: where plain k-means would read 262,144 vectors a turn",
+    )
+    minibatch_steps: int = Field(600, ge=1, description="batches of 16,384 vectors per level")
+    device: str = Field("cpu", description="where mini-batches are fitted")
+    heads: Heads = Field(Heads(), description="the two heads that are trained over an encoder's states")
 
 
 class Model(Part):

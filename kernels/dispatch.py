@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+import torch
 from torch import Tensor
 
 BACKENDS = ("auto", "torch", "triton")
@@ -33,3 +34,14 @@ def resolve(backend: str, tensor: Tensor) -> str:
         if not triton.knobs.runtime.interpret:
             raise RuntimeError(f'backend "triton" needs CUDA tensors, and this one is on {tensor.device}; use backend="auto"')
     return "triton"
+
+
+def direct(backend: str, tensor: Tensor) -> bool:
+    """Whether plain torch computes the operation and nobody traces: then it is called at once, without the custom op around it.
+
+    The op is what `torch.compile` and `torch.export` see; in eager mode its call takes as long as a small operation itself.
+
+    Raises:
+        ValueError, RuntimeError: as `resolve`.
+    """
+    return resolve(backend, tensor) == "torch" and not torch.compiler.is_compiling()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Final, Protocol
 
 import msgspec
@@ -19,8 +17,6 @@ from streaming import records, topics
 log = logging.getLogger(f"sidstream.{__name__}")
 
 DAY_MS: Final = 86_400_000
-SHOWN_WITHIN_S: Final = 5.0  # how long a posted label waits for its impression to be in Kafka
-LOOK_AGAIN_S: Final = 0.02
 
 
 class Producer(Protocol):
@@ -78,8 +74,6 @@ class EventLog:
         self._confirmed = confirmed
         self._lasting = lasting
         self._metrics = metrics
-        self._underway: set[str] = set()  # impressions that Kafka has not confirmed
-        self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._poll, args=(producer,), daemon=True) for producer in (confirmed, lasting)]
         self.unreachable = False
@@ -97,31 +91,22 @@ class EventLog:
         return left
 
     async def post(self, bodies: Sequence[msgspec.Raw], now_ms: int) -> tuple[int, list[Rejected]]:
-        """Check and send posted events; answers how many Kafka confirmed, and why the others were not taken, by index.
-
-        A label is sent when its impression is in Kafka: a broker that was away takes waiting records of different topics in any order, and
-        a label that comes before its impression counts in no feature.
-        """
+        """Check and send posted events; answers how many Kafka confirmed, and why the others were not taken, by index."""
         loop = asyncio.get_running_loop()
         rejected: list[Rejected] = []
-        taken: list[tuple[int, str, records.Event]] = []
+        sent: list[tuple[int, str, asyncio.Future[str | None]]] = []
         for index, body in enumerate(bodies):
             try:
-                taken.append((index, *checked(body, now_ms)))
+                topic, event = checked(body, now_ms)
             except records.RecordError as error:
                 rejected.append(Rejected(index, str(error)))
                 self._metrics.events.labels("none", "rejected").inc()
-        unknown = await self._unconfirmed({event.impression_id for _, _, event in taken if isinstance(event, records.Label)})
-        sent: list[tuple[int, str, asyncio.Future[str | None]]] = []
-        for index, topic, event in taken:
+                continue
             future: asyncio.Future[str | None] = loop.create_future()
-            if isinstance(event, records.Label) and event.impression_id in unknown:
-                future.set_result("its impression is not written to Kafka yet; send it again")
-            else:
-                try:
-                    self._confirmed.produce(topic, records.encode(event), str(event.user_id).encode(), on_delivery=_reporter(loop, future))
-                except BufferError:
-                    future.set_result("the queue to Kafka is full; send it again")
+            try:
+                self._confirmed.produce(topic, records.encode(event), str(event.user_id).encode(), on_delivery=_reporter(loop, future))
+            except BufferError:
+                future.set_result("the queue to Kafka is full; send it again")
             sent.append((index, topic, future))
         outcomes = await asyncio.gather(*(future for _, _, future in sent))
         for (index, topic, _), failure in zip(sent, outcomes, strict=True):
@@ -130,40 +115,22 @@ class EventLog:
                 rejected.append(Rejected(index, failure))
         return len(bodies) - len(rejected), sorted(rejected, key=lambda one: one.index)
 
-    async def _unconfirmed(self, impression_ids: set[str]) -> set[str]:
-        """Those of our impressions that Kafka still has not confirmed after a patient look."""
-        end = time.monotonic() + SHOWN_WITHIN_S
-        while True:
-            with self._lock:
-                left = impression_ids & self._underway
-            if not left or time.monotonic() > end:
-                return left
-            await asyncio.sleep(LOOK_AGAIN_S)
-
     def impressions(self, impressions: Sequence[records.Impression]) -> None:
         """Send impressions without waiting."""
         for impression in impressions:
-            with self._lock:
-                self._underway.add(impression.impression_id)
-            arrived = partial(self._arrived, impression.impression_id)
-            self._send(topics.IMPRESSIONS, records.encode(impression), str(impression.user_id), arrived)
+            self._send(topics.IMPRESSIONS, records.encode(impression), str(impression.user_id), "impressions")
 
     def wanted(self, request: records.GenerationRequest) -> None:
         """Send a request for a missing video without waiting; the key is the SID, so that one partition sees all its demand."""
         self._metrics.wanted.labels(request.reason).inc()
-        self._send(topics.GENERATION_REQUESTS, records.encode(request), ".".join(map(str, request.sid)), self._reported)
+        self._send(topics.GENERATION_REQUESTS, records.encode(request), ".".join(map(str, request.sid)), "generation_requests")
 
-    def _send(self, topic: str, value: bytes, key: str, reported: Callable[[Any, Any], None]) -> None:
+    def _send(self, topic: str, value: bytes, key: str, kind: str) -> None:
         try:
-            self._lasting.produce(topic, value, key.encode(), on_delivery=reported)
-        except BufferError as error:
+            self._lasting.produce(topic, value, key.encode(), on_delivery=self._reported)
+        except BufferError:
+            self._metrics.impressions.labels("lost").inc()
             log.error("event=queue_full topic=%s", topic)
-            reported(error, None)
-
-    def _arrived(self, impression_id: str, error: Any, message: Any) -> None:
-        with self._lock:
-            self._underway.discard(impression_id)
-        self._reported(error, message)
 
     def _reported(self, error: Any, message: Any) -> None:
         self._metrics.impressions.labels("lost" if error else "written").inc()

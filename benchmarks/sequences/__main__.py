@@ -24,11 +24,16 @@ from tqdm import tqdm
 from benchmarks import provenance
 from benchmarks.sequences import data, floors, grm, sasrec
 
+PROTOCOL = (
+    "last item = test, the one before = validation; all items are ranked, history <= 20, the test history has the validation item; "
+    "hits are of items, not of SID strings: every item has a SID of its own"
+)
+
 Run = Callable[[], tuple[dict[str, dict[str, float]], dict[str, Any]]]
 
 
 def work(found: data.Data, seeds: list[int], folder: Path) -> dict[str, Run]:
-    """Every piece of work by its name; a piece gives metrics of one or more methods, and facts."""
+    """Every piece of work by its name, in an order in which each finds what it needs; a piece gives metrics of its methods, and facts."""
     pieces: dict[str, Run] = {}
     for name, floor in floors.FLOORS.items():
 
@@ -41,14 +46,19 @@ def work(found: data.Data, seeds: list[int], folder: Path) -> dict[str, Run]:
     for seed in seeds:
 
         def of_sasrec(seed: int = seed) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
-            metrics, facts = sasrec.train(found, seed, sasrec.Settings(), tqdm.write)
+            metrics, facts = sasrec.train(found, seed, sasrec.Settings(), folder / f"sasrec-{seed}", tqdm.write)
             return {"SASRec, full cross-entropy": metrics}, facts
 
         def of_grm(seed: int = seed) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
             return grm.train(found, seed, grm.Settings(), folder / f"grm-{seed}", tqdm.write)
 
-        pieces[f"SASRec, seed {seed}"] = of_sasrec
+        def of_refit(seed: int = seed) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
+            chosen = json.loads(_part(folder, found.name, f"GRM, seed {seed}").read_text())[0]
+            return grm.refit(found, seed, grm.Settings(), folder / f"grm-{seed}", chosen, tqdm.write)
+
         pieces[f"GRM, seed {seed}"] = of_grm
+        pieces[f"GRM, refit, seed {seed}"] = of_refit
+        pieces[f"SASRec, seed {seed}"] = of_sasrec
     return pieces
 
 
@@ -71,29 +81,37 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     pieces = work(found, seeds, folder)
     for name, run in tqdm(pieces.items(), desc=given.name, unit="run", disable=None):
-        part = folder / f"{hashlib.sha256(f'{given.name} {name}'.encode()).hexdigest()[:16]}.json"
+        part = _part(folder, given.name, name)
         if not part.exists():
             tqdm.write(name)
             began = time.perf_counter()
             metrics, facts = run()
             seed = int(name.rpartition(" ")[2]) if "seed" in name else None
             facts |= {
-                "seconds": round(time.perf_counter() - began, 1),
+                "seconds": round(facts.pop("earlier", 0.0) + time.perf_counter() - began, 1),
                 "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             }
-            part.write_text(json.dumps([{"method": method, "seed": seed, **values, **facts} for method, values in metrics.items()]))
+            lines = [{"method": method, "seed": seed, **values, **facts} for method, values in metrics.items()]
+            part.write_text(json.dumps(lines))
         rows += json.loads(part.read_text())
+        # After every piece, so that a run that is stopped leaves the table of what was done.
+        result = {
+            "data": {"name": given.name, "users": len(found.sequences), "items": found.items, "protocol": PROTOCOL},
+            "settings": {"grm": asdict(grm.Settings()), "sasrec": asdict(sasrec.Settings())},
+            "complete": len(rows) > 0 and name == list(pieces)[-1],
+            "rows": rows,
+        }
+        written = provenance.write("sequences", result, ("torch", "torchrec"), given.report)
     print(f"\n{given.name}: {len(found.sequences):,} users, {found.items:,} items\n")
-    print(f"{'method':<36} {'seed':>4} {'R@5':>7} {'R@10':>7} {'N@5':>7} {'N@10':>7} {'seconds':>8}")
+    print(f"{'method':<44} {'seed':>4} {'R@5':>7} {'R@10':>7} {'N@5':>7} {'N@10':>7} {'seconds':>8}")
     for row in rows:
-        seed = "" if row["seed"] is None else row["seed"]
-        print(f"{row['method']:<36} {seed:>4} {row['r5']:7.4f} {row['r10']:7.4f} {row['n5']:7.4f} {row['n10']:7.4f} {row['seconds']:8.0f}")
-    result = {
-        "data": {"name": given.name, "users": len(found.sequences), "items": found.items},
-        "settings": {"grm": asdict(grm.Settings()), "sasrec": asdict(sasrec.Settings())},
-        "rows": rows,
-    }
-    print(f"\nwritten: {provenance.write('sequences', result, ('torch', 'torchrec'), given.report)}")
+        of = "" if row["seed"] is None else row["seed"]
+        print(f"{row['method']:<44} {of:>4} {row['r5']:7.4f} {row['r10']:7.4f} {row['n5']:7.4f} {row['n10']:7.4f} {row['seconds']:8.0f}")
+    print(f"\nwritten: {written}")
+
+
+def _part(folder: Path, data: str, piece: str) -> Path:
+    return folder / f"{hashlib.sha256(f'{data} {piece}'.encode()).hexdigest()[:16]}.json"
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,11 @@ class Data:
     items: int
     sequences: list[list[int]]
     attributes: Vectors
+
+    @cached_property
+    def may_repeat(self) -> bool:
+        """Whether somebody meets an item twice in what is trained on; where nobody does, an item of the history is never recommended."""
+        return any(len(set(sequence)) < len(sequence) for sequence in self.train())
 
     def train(self) -> list[list[int]]:
         return [sequence[:-2] for sequence in self.sequences]
@@ -69,12 +75,12 @@ def load(folder: Path, name: str) -> Data:
         sequences.append(items)
     if not sequences:
         raise LayoutError(f"{path}: it has no users")
-    items = max(max(sequence) for sequence in sequences)
+    count = max(max(sequence) for sequence in sequences)
     ready = folder / f"{name}.attr_svd64.npy"
-    attributes = np.load(ready).astype(np.float32) if ready.exists() else _reduced(folder, name, items)
-    if len(attributes) != items or not np.isfinite(attributes).all():
-        raise LayoutError(f"{ready}: expected {items} finite rows, found an array of shape {attributes.shape}")
-    return Data(name, items, sequences, attributes)
+    attributes = np.load(ready).astype(np.float32) if ready.exists() else _reduced(folder, name, count)
+    if len(attributes) != count or not np.isfinite(attributes).all():
+        raise LayoutError(f"{ready}: expected {count} finite rows, found an array of shape {attributes.shape}")
+    return Data(name, count, sequences, attributes)
 
 
 def _reduced(folder: Path, name: str, items: int) -> Vectors:

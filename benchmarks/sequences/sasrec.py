@@ -7,110 +7,92 @@ NDCG@10 on the validation targets.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from benchmarks.sequences.data import HISTORY, Data
+from benchmarks.sequences.causal import BATCH, CausalEncoder, full_cross_entropy, padded, windows
+from benchmarks.sequences.data import Data
+from benchmarks.sequences.fitting import Schedule, fit
 from benchmarks.sequences.metrics import Ranks
-
-BATCH = 256
 
 
 @dataclass(frozen=True)
 class Settings:
-    d_model: int = 128
+    d_model: int = 64
     layers: int = 2
     heads: int = 2
     dropout: float = 0.5
-    lr: float = 1e-3
+    lr: float = 2e-3
     weight_decay: float = 0.0
-    epochs: int = 60
-    patience: int = 5
+    epochs: int = 40
+    patience: int = 6
 
 
 class SasRec(nn.Module):
     def __init__(self, items: int, settings: Settings) -> None:
         super().__init__()
-        self.items = nn.Embedding(items + 1, settings.d_model, padding_idx=0)
-        self.position = nn.Parameter(torch.zeros(HISTORY, settings.d_model))
-        self.drop = nn.Dropout(settings.dropout)
-        layer = nn.TransformerEncoderLayer(
-            settings.d_model, settings.heads, settings.d_model, settings.dropout, "gelu", batch_first=True, norm_first=True
-        )
-        self.blocks = nn.TransformerEncoder(layer, settings.layers, nn.LayerNorm(settings.d_model), enable_nested_tensor=False)
+        self.items = nn.Embedding(items + 1, settings.d_model)
+        self.encoder = CausalEncoder(settings.d_model, settings.layers, settings.heads, settings.d_model, settings.dropout)
         nn.init.normal_(self.items.weight, std=0.02)
-        nn.init.normal_(self.position, std=0.02)
 
     def forward(self, histories: Tensor) -> Tensor:
-        """int64[B, HISTORY] item ids, padded with 0 on the right → float[B, HISTORY, d_model]."""
-        hidden = self.drop(self.items(histories) * self.items.embedding_dim**0.5 + self.position)
-        causal = torch.ones(HISTORY, HISTORY, dtype=torch.bool).triu(1)
-        return self.blocks(hidden, mask=causal)
+        """int64[B, S] item ids, padded with 0 on the right → float[B, S, d_model]."""
+        embedded: Tensor = self.encoder(self.items(histories) * self.items.embedding_dim**0.5)
+        return embedded
 
-    def scores(self, states: Tensor) -> Tensor:
-        """float[..., d_model] → float[..., items + 1]; the padding can never win."""
-        logits = states @ self.items.weight.T
-        logits[..., 0] = float("-inf")
-        return logits
+    def loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        kept = targets > 0
+        return full_cross_entropy(self(inputs)[kept], self.items.weight, targets[kept])
 
+    def count_weights(self) -> list[nn.Parameter]:
+        return []
 
-def padded(sequences: Sequence[Sequence[int]]) -> Tensor:
-    table = np.zeros((len(sequences), HISTORY), np.int64)
-    for row, sequence in enumerate(sequences):
-        kept = sequence[-HISTORY:]
-        table[row, : len(kept)] = kept
-    return torch.from_numpy(table)
+    def scores(self, histories: Sequence[Sequence[int]]) -> Tensor:
+        """float[B, items + 1]; column 0 is no item."""
+        table = padded(histories)
+        states = self(table)[torch.arange(len(table)), (table > 0).sum(1) - 1]
+        return states @ self.items.weight.T
 
 
 @torch.no_grad()
 def evaluate(model: SasRec, pairs: Sequence[tuple[Sequence[int], int]], may_repeat: bool) -> dict[str, float]:
-    model.eval()
     ranks = Ranks()
     for start in range(0, len(pairs), BATCH):
         part = pairs[start : start + BATCH]
-        histories = padded([history for history, _ in part])
-        last = (histories > 0).sum(1) - 1
-        scores = model.scores(model(histories)[torch.arange(len(part)), last])
+        histories = [history for history, _ in part]
+        scores = model.scores(histories)
         if not may_repeat:
-            scores.scatter_(1, histories, float("-inf"))
+            hide(scores, histories)
         ranks.scores(scores.numpy(), [target for _, target in part])
     return ranks.summary()
 
 
-def train(data: Data, seed: int, settings: Settings, said: Callable[[str], None]) -> tuple[dict[str, float], dict[str, Any]]:
-    """Test metrics of the epoch that was best on the validation targets, and facts about the run."""
+def hide(scores: Tensor, histories: Sequence[Sequence[int]]) -> None:
+    """Put every item of a history behind all others."""
+    for row, history in enumerate(histories):
+        scores[row, list(history)] = float("-inf")
+
+
+def train(data: Data, seed: int, settings: Settings, folder: Path, said: Callable[[str], None]) -> tuple[dict[str, float], dict[str, Any]]:
+    """Test metrics of the epoch that was best on the validation targets, and facts about the run; `folder` keeps every epoch."""
     torch.manual_seed(seed)
     model = SasRec(data.items, settings)
-    optimizer = torch.optim.AdamW(model.parameters(), settings.lr, (0.9, 0.98), weight_decay=settings.weight_decay)
-    sequences = [sequence[-HISTORY - 1 :] for sequence in data.train() if len(sequence) > 1]
-    inputs, targets = padded([sequence[:-1] for sequence in sequences]), padded([sequence[1:] for sequence in sequences])
-    best: dict[str, float] = {"n10": -1.0}
-    kept: dict[str, Tensor] = {}
-    best_epoch = 0
-    may_repeat = any(len(set(sequence)) < len(sequence) for sequence in data.train())
-    for epoch in range(1, settings.epochs + 1):
-        model.train()
-        losses = []
-        for rows in torch.randperm(len(inputs)).split(BATCH):
-            aims = targets[rows]
-            states = model(inputs[rows])[aims > 0]
-            loss = functional.cross_entropy(model.scores(states), aims[aims > 0])
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            losses.append(loss.item())
-        found = evaluate(model, data.validation(), may_repeat)
-        said(f"epoch {epoch:3} of at most {settings.epochs}  loss {np.mean(losses):.3f}  validation N@10 {found['n10']:.4f}")
-        if found["n10"] > best["n10"]:
-            best, best_epoch = found, epoch
-            kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        elif epoch - best_epoch >= settings.patience:
-            break
-    model.load_state_dict(kept)
-    facts = {"parameters": sum(parameter.numel() for parameter in model.parameters()), "epoch": best_epoch, "validation": best}
-    return evaluate(model, data.test(), may_repeat), facts
+    schedule = Schedule(settings.lr, settings.weight_decay, settings.epochs, settings.patience)
+    identity = {"data": data.name, "seed": seed, "settings": asdict(settings)}
+
+    def measure() -> dict[str, float]:
+        return evaluate(model, data.validation(), data.may_repeat)
+
+    fitted = fit(model, windows(data.train()), schedule, measure, seed, folder, identity, said)
+    facts = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "epoch": fitted.epoch,
+        "epoch_seconds": round(fitted.seconds, 1),
+        "earlier": fitted.earlier,
+        "validation": fitted.validation,
+    }
+    return evaluate(model, data.test(), data.may_repeat), facts

@@ -39,6 +39,8 @@ def beam_self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Te
             f"qkv {list(qkv.shape)}, keys {list(keys.shape)}, values {list(values.shape)}, ancestors {list(ancestors.shape)}, step {step}: "
             "[B, W, (H + 2 G) D], [B, L, S ≥ W, G, D] twice, [B, L, S] and 0 ≤ step < L are expected"
         )
+    if dispatch.direct(backend, qkv):
+        return cpu.beam_self_attention(qkv, keys, values, ancestors, step)
     return _beam_self_attention(qkv, keys, values, ancestors, step, backend)
 
 

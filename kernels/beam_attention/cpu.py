@@ -9,7 +9,7 @@ from torch import Tensor
 def beam_self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor, step: int) -> Tensor:
     """See `kernels.beam_attention.beam_self_attention`."""
     batch, beams, total = qkv.shape
-    groups, width = keys.shape[3:]
+    steps, slots, groups, width = keys.shape[1:]
     heads = total // width - 2 * groups
     query, key, value = qkv.split([heads * width, groups * width, groups * width], -1)
     keys[:, step, :beams] = key.view(batch, beams, groups, width)
@@ -17,12 +17,13 @@ def beam_self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Te
     if step == 0:
         # Only itself to attend to: the weight is 1.
         return value.view(batch, beams, groups, 1, width).repeat(1, 1, 1, heads // groups, 1).view(batch, beams, heads * width)
-    past, seen = (torch.stack([*_gathered(side, ancestors, beams, step), side[:, step, :beams]], 3) for side in (keys, values))
-    scores = query.reshape(batch, beams, groups, heads // groups, width) @ past.transpose(-1, -2) * width**-0.5
-    return (torch.softmax(scores, -1) @ seen).reshape(batch, beams, heads * width)
-
-
-def _gathered(side: Tensor, ancestors: Tensor, beams: int, step: int) -> list[Tensor]:
-    """History [B, W, G, D] of each step before this one, by ancestor."""
-    row = torch.arange(len(side), device=side.device).unsqueeze(1)
-    return [side[row, time, ancestors[:, time, :beams].long()] for time in range(step)]
+    # Every beam is an ancestor of its own at the newest step.
+    itself = torch.arange(beams, device=qkv.device, dtype=ancestors.dtype).expand(batch, 1, beams)
+    first = torch.arange(0, batch * steps * slots, slots, device=qkv.device, dtype=ancestors.dtype).view(batch, 1, steps)
+    place = (torch.cat([ancestors[:, :step, :beams], itself], 1).transpose(1, 2) + first[..., : step + 1]).flatten()
+    past, seen = (
+        side.view(-1, groups * width).index_select(0, place).view(batch * beams, step + 1, groups, width).transpose(1, 2)
+        for side in (keys, values)
+    )
+    scores = (query.reshape(batch * beams, groups, heads // groups, width) @ past.transpose(2, 3)).mul_(width**-0.5)
+    return (torch.softmax(scores, -1) @ seen).view(batch, beams, heads * width)

@@ -38,6 +38,8 @@ def context_attention(
         )
     if backend == "auto" and lengths is None and not with_lse:
         backend = "torch"
+    if not with_lse and dispatch.direct(backend, query):
+        return cpu.context_attention(query, keys, values, lengths)
     out, lse = _context_attention(query, keys, values, lengths, with_lse, backend)
     return (out, lse) if with_lse else out
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels import dispatch
 from kernels.config import FUSED_ROWS
-from kernels.linear import reference
+from kernels.linear import cpu, reference
 from kernels.linear.reference import ACTIVATIONS
 
 
@@ -76,6 +76,8 @@ def _checked(
         raise ValueError(f"residual {list(residual.shape)}: [{x.shape[0]}, {weight.shape[0]}] is expected")
     if backend == "auto" and x.shape[0] > FUSED_ROWS:
         backend = "torch"
+    if dispatch.direct(backend, x):
+        return cpu.fused_linear(x, gain, weight, bias, residual, activation, eps)
     return _fused_linear(x, gain, weight, bias, residual, activation, eps, backend)
 
 
@@ -94,7 +96,7 @@ def _fused_linear(
         from kernels.linear.triton import fused_linear as kernel
 
         return kernel(x, gain, weight, bias, residual, activation, eps)
-    return reference.fused_linear(x, gain, weight, bias, residual, activation, eps)
+    return cpu.fused_linear(x, gain, weight, bias, residual, activation, eps)
 
 
 @_fused_linear.register_fake

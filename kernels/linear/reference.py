@@ -1,4 +1,4 @@
-"""What a fused linear layer means; its plain-torch form is also the fast one on a CPU and with many rows."""
+"""What a fused linear layer means."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
-from kernels.projection import reference
+from kernels.projection import cpu, reference
 from kernels.projection.reference import COARSE, FINE
 
 
@@ -66,6 +66,8 @@ def proj_pyramid(
     if extra is not None and extra.shape != (rows, vocabulary):
         raise ValueError(f"extra {list(extra.shape)}: [{rows}, {vocabulary}] is expected")
     _check_mask(rows, vocabulary, node, bitmask, normalizer)
+    if dispatch.direct(backend, hidden):
+        return Pyramid(*cpu.proj_pyramid(hidden, weight, bias, extra, node, bitmask, normalizer))
     return Pyramid(*_proj_pyramid(hidden, weight, bias, extra, node, bitmask, normalizer, backend))
 
 
@@ -81,6 +83,8 @@ def pyramid(
         raise ValueError(f"logits {list(logits.shape)}: [M, V] with M, V ≥ 1 is expected")
     _check_mask(logits.shape[0], logits.shape[1], node, bitmask, normalizer)
     values = reference.widen(logits).contiguous()
+    if dispatch.direct(backend, values):
+        return Pyramid(*cpu.pyramid(values, node, bitmask, normalizer))
     masked, fine, coarse, total = _pyramid(values, node, bitmask, normalizer, backend)
     return Pyramid(values if node is None else masked, fine, coarse, total)
 
@@ -111,7 +115,7 @@ def _proj_pyramid(
         from kernels.projection.triton import proj_pyramid as kernel
 
         return kernel(hidden, weight, bias, extra, node, bitmask, normalizer)
-    return reference.pyramid(reference.project(hidden, weight, bias, extra), node, bitmask, normalizer)
+    return cpu.proj_pyramid(hidden, weight, bias, extra, node, bitmask, normalizer)
 
 
 @_proj_pyramid.register_fake
@@ -138,7 +142,7 @@ def _pyramid(
         from kernels.projection.triton import pyramid as kernel
 
         return kernel(logits, node, bitmask, normalizer)
-    masked, fine, coarse, total = reference.pyramid(logits, node, bitmask, normalizer)
+    masked, fine, coarse, total = cpu.pyramid(logits, node, bitmask, normalizer)
     return logits.new_empty(0, logits.shape[1]) if node is None else masked, fine, coarse, total
 
 

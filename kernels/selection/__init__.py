@@ -43,6 +43,8 @@ def beam_topk(logits: Tensor, cumulative: Tensor, k: int, normalize: bool = True
         raise ValueError(
             f"logits {list(logits.shape)}, cumulative {list(cumulative.shape)}, k {k}: [B, W, V], [B, W] and W, V, k ≥ 1 are expected"
         )
+    if dispatch.direct(backend, logits):
+        return cpu.beam_topk(logits, cumulative, k, normalize)
     if dispatch.resolve(backend, logits) == "torch":
         return _beam_topk(logits, cumulative, k, normalize)
     rows = pyramid(logits.flatten(0, 1), backend=backend)
@@ -72,6 +74,8 @@ def beam_select(rows: Pyramid, cumulative: Tensor, k: int, *, backend: str = "au
         raise ValueError(
             f"{len(rows.logits)} rows, cumulative {list(cumulative.shape)}, k {k}: B * W rows, [B, W] and B, W, k ≥ 1 are expected"
         )
+    if dispatch.direct(backend, rows.logits):
+        return cpu.beam_select(rows.logits, rows.fine, rows.coarse, rows.log_normalizer, cumulative, k)
     return _beam_select(rows.logits, rows.fine, rows.coarse, rows.log_normalizer, cumulative, k, backend)
 
 
@@ -93,7 +97,7 @@ def _beam_select(
         from kernels.selection.triton import beam_select as kernel
 
         return kernel(logits, fine, coarse, log_normalizer, cumulative, k)
-    return cpu.beam_select(logits, fine, log_normalizer, cumulative, k)
+    return cpu.beam_select(logits, fine, coarse, log_normalizer, cumulative, k)
 
 
 @_beam_select.register_fake

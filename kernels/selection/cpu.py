@@ -4,6 +4,9 @@ Order groups of neighbouring tokens by (largest score descending, group ascendin
 were one of the k best, each of those k groups would hold an element that comes before it: a contradiction. So the k best lie in k groups.
 Adding one rounded number to a whole row is monotone, so the maxima of the bare logits serve, and rounding changes nothing. Exact for any
 numbers, ties, duplicates and -inf included; no sampling, no buffer that could overflow.
+
+Where the best scores are distinct, their order does not depend on who breaks ties, and one call of `torch.topk` gives it; this is tried
+first, and costs nothing to check.
 """
 
 from __future__ import annotations
@@ -11,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.projection.reference import FINE, group_maxima, valid, widen
+from kernels.projection.reference import COARSE, FINE, group_maxima, valid, widen
+from kernels.selection import reference
 from kernels.selection.reference import present
 
 # Columns per maximum: measured best of 16 to 128 on a CPU.
@@ -20,27 +24,39 @@ GROUP = 64
 BLOCK = 1 << 19
 # Below this many numbers torch sums a lone row in one pass, as it does rows in company; above it splits the row among threads.
 ONE_PASS = 1 << 15
+# Up to so many candidates of a request, ranking all is quicker than finding out which ones to rank.
+FEW = 1 << 14
 
 
 def beam_topk(logits: Tensor, cumulative: Tensor, k: int, normalize: bool) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.selection.beam_topk`; the log-normalizer has the bits of `torch.logsumexp`."""
     batch, beams, vocabulary = logits.shape
-    values = widen(logits).reshape(-1, vocabulary)
+    values = widen(logits)
+    offset = cumulative.to(values.dtype)
+    if beams * vocabulary <= FEW:
+        found = _distinct(values, offset - torch.logsumexp(values, -1) if normalize else offset, k)
+        return reference.beam_topk(logits, cumulative, k, normalize) if found is None else found
+    values = values.reshape(-1, vocabulary)
     maxima, normalizer = _scan(values, normalize)
     # A NaN or +inf shows up in the maximum of its group, so clean logits are read once.
     if not bool((maxima < torch.inf).all()):
         values = valid(values)
         maxima, normalizer = _scan(values, normalize)
-    offset = cumulative.to(values.dtype)
     if normalizer is not None:
         offset = offset - normalizer.view(batch, beams)
-    return _descend(values, maxima, valid(offset), k, GROUP)
+    return _descend([(maxima, GROUP)], values, valid(offset), k)
 
 
-def beam_select(logits: Tensor, fine: Tensor, normalizer: Tensor, cumulative: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def beam_select(
+    logits: Tensor, fine: Tensor, coarse: Tensor, normalizer: Tensor, cumulative: Tensor, k: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.selection.beam_select`."""
-    offset = valid(cumulative.to(logits.dtype) - normalizer.view(cumulative.shape))
-    return _descend(logits, fine, offset, k, FINE)
+    offset = cumulative.to(logits.dtype) - normalizer.view(cumulative.shape)
+    if cumulative.shape[1] * logits.shape[1] <= FEW:
+        values = logits.view(*cumulative.shape, -1)
+        found = _distinct(values, offset, k)
+        return reference.stable_topk(valid(values), valid(offset), k) if found is None else found
+    return _descend([(coarse, COARSE // FINE), (fine, FINE)], logits, valid(offset), k)
 
 
 def _scan(values: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
@@ -66,34 +82,82 @@ def _scan(values: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
     return maxima, total.log_().add_(pivot.squeeze(-1))
 
 
-def _descend(values: Tensor, maxima: Tensor, offset: Tensor, k: int, group: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The k best of rows [B * W, V] with maxima [B * W, N] of every `group` columns, at offsets [B, W]."""
+def _distinct(values: Tensor, offset: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The k best of all `offset[B, W, None] + values[B, W, V]`, if `_ranked` tells, and if there are more than k."""
+    beams, vocabulary = values.shape[1:]
+    if beams * vocabulary <= k:
+        return None
+    best = _ranked((values + offset.unsqueeze(-1)).flatten(1), k)
+    if best is None:
+        return None
+    place = best[1].int()
+    return best[0], place.div(vocabulary, rounding_mode="trunc"), place.remainder(vocabulary)
+
+
+def _ranked(scores: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """The k largest of [B, n > k] and their positions, unless equal, infinite or NaN scores are among the first k + 1."""
+    top, place = scores.topk(k + 1)  # NaN counts as largest
+    least, most = (top[:, :-1] - top[:, 1:]).aminmax()
+    if not (least.item() > 0 and most.item() < torch.inf):
+        return None
+    return top[:, :k] + 0.0, place[:, :k]
+
+
+def _descend(pyramid: list[tuple[Tensor, int]], values: Tensor, offset: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k best of rows [B * W, V] at offsets [B, W].
+
+    Args:
+        pyramid: maxima [B * W, N] of the rows, coarsest first, each with how many columns of the next one a maximum stands for.
+    """
+    finer = [*(maxima for maxima, _ in pyramid[1:]), values]
+    scores = (pyramid[0][0].view(*offset.shape, -1) + offset.unsqueeze(-1)).flatten(1)
+    # What is chosen so far: each beam, as one group of all its maxima.
+    parent = torch.arange(offset.shape[1], device=values.device).expand(offset.shape)
+    column, group = torch.zeros_like(parent), pyramid[0][0].shape[1]
+    whole = True
+    for (_, columns), below in zip(pyramid, finer, strict=True):
+        parent, column = _within(parent, column, group, _first(scores, k))
+        whole = whole and below.shape[1] % columns == 0
+        scores, group = _opened(below, offset, parent, column, columns, whole), columns
+    best = _ranked(scores, k) if scores.shape[1] > k else None
+    if best is not None:
+        score, place = best
+        parent, column = _within(parent, column, group, place)
+        return score, parent.int(), column.int()
+    kept = _first(scores, k)
+    parent, column = _within(parent, column, group, kept)
+    score, order = torch.sort(scores.gather(1, kept) + 0.0, dim=-1, descending=True, stable=True)
+    vocabulary = values.shape[1]
+    return present(score, (parent * vocabulary + column).gather(1, order), k, vocabulary)
+
+
+def _within(parent: Tensor, column: Tensor, group: int, place: Tensor) -> tuple[Tensor, Tensor]:
+    """Parent and column of the elements at `place` int64[B, K], when every one of (parent, column) int64[B, N] is opened to `group`."""
+    owner = place.div(group, rounding_mode="floor")
+    return parent.gather(1, owner), column.gather(1, owner) * group + (place - owner * group)
+
+
+def _opened(values: Tensor, offset: Tensor, parent: Tensor, column: Tensor, group: int, whole: bool) -> Tensor:
+    """Scores [B, N * group] of the `group` columns of [B * W, V] that each group [B, N] of a parent stands for.
+
+    Unless all groups are `whole`, some stand for columns beyond the last one: those score -inf.
+    """
     batch, beams = offset.shape
-    vocabulary, groups = values.shape[1], maxima.shape[1]
-    if beams * groups > k:
-        chosen = _first((maxima.view(batch, beams, groups) + offset.unsqueeze(-1)).view(batch, -1), k)
-        parent = chosen // groups
-        token = ((chosen - parent * groups) * group).unsqueeze(-1) + torch.arange(group, device=values.device)
-        if vocabulary % group:
-            row = parent + torch.arange(batch, device=values.device).unsqueeze(-1) * beams
-            found = values[row.unsqueeze(-1), token.clamp(max=vocabulary - 1)].masked_fill_(token >= vocabulary, -torch.inf)
-        else:
-            place = chosen + torch.arange(batch, device=values.device).unsqueeze(-1) * (beams * groups)
-            found = values.view(-1, group).index_select(0, place.view(-1)).view(batch, k, group)
-        scores = valid(found).add_(offset.gather(1, parent).unsqueeze(-1)).add_(0.0).view(batch, -1)
-        flat = (parent.unsqueeze(-1) * vocabulary + token).view(batch, -1)
+    width = values.shape[1]
+    row = parent + torch.arange(batch, device=values.device).unsqueeze(-1) * beams
+    if not whole:
+        token = (column * group).unsqueeze(-1) + torch.arange(group, device=values.device)
+        found = values[row.unsqueeze(-1), token.clamp(max=width - 1)].masked_fill_(token >= width, -torch.inf)
     else:
-        flat = torch.arange(beams * vocabulary, device=values.device).expand(batch, -1)
-        scores = (offset.unsqueeze(-1) + valid(values).view(batch, beams, vocabulary) + 0.0).view(batch, -1)
-    if scores.shape[1] > k:
-        best = _first(scores, k)
-        scores, flat = scores.gather(1, best), flat.gather(1, best)
-    score, order = torch.sort(scores, dim=-1, descending=True, stable=True)
-    return present(score, flat.gather(1, order), k, vocabulary)
+        place = row * (width // group) + column
+        found = values.view(-1, group).index_select(0, place.view(-1)).view(batch, -1, group)
+    return valid(found).add_(offset.gather(1, parent).unsqueeze(-1)).flatten(1)
 
 
 def _first(values: Tensor, k: int) -> Tensor:
-    """Positions int64[B, k], ascending, of the k largest of [B, n > k]; among equals the smaller position."""
+    """Positions int64[B, min(k, n)], ascending, of the k largest of [B, n]; among equals the smaller position."""
+    if values.shape[1] <= k:
+        return torch.arange(values.shape[1], device=values.device).expand(values.shape)
     threshold = values.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
     kept = values >= threshold
     if int(kept.sum()) > k * len(values):

@@ -6,12 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
-from kernels import beam_topk
+from kernels.projection import proj_pyramid
+from kernels.selection import beam_select
 from kernels.trie import Trie
 from model.grm.context import Context
-from model.grm.decoder import Decoder, Past
+from model.grm.decoder import Decoder
+from model.grm.expansion import Expansion
+from model.grm.presets import GrmConfig
 
 
 @dataclass(frozen=True)
@@ -27,52 +31,101 @@ class Beams:
     log_prob: Tensor
 
 
-@torch.no_grad()
-def search(
-    decoder: Decoder, priors: Sequence[Callable[[Tensor], Tensor]], context: Context, widths: Sequence[int], trie: Trie | None = None
-) -> Beams:
+Prior = Callable[[Tensor], Tensor]
+"""Logits float[B, W, codes] that follow codes int64[B, W, level], to be added to the decoder's."""
+
+
+def search(decoder: Decoder, priors: Sequence[Prior], context: Context, widths: Sequence[int], trie: Trie | None = None) -> Beams:
     """Exact when every width is at least the number of prefixes of its level.
 
     Probabilities are normalised over the whole codebook, with a trie too: it decides what may be said, not how likely it is.
 
     Args:
-        priors: each gives logits float[B, W, codes] that follow codes int64[B, W, level], to be added to the decoder's.
         widths: beams kept after each level; the last is the number of results.
 
     Raises:
         ValueError: not one positive width per level.
     """
-    levels = decoder.config.levels
-    if len(widths) != levels or min(widths) < 1:
-        raise ValueError(f"widths is {list(widths)}: expected {levels} positive numbers, one per level")
-    batch = context.bias.shape[0]
-    device = context.bias.device
-    codes = torch.zeros(batch, 1, 0, dtype=torch.int64, device=device)
-    score = torch.zeros(batch, 1, dtype=torch.float32, device=device)
-    node = None if trie is None else trie.root(batch)
-    past: Past | None = None
-    for level, width in enumerate(widths):
-        hidden, past = decoder(decoder.embed(codes, level), context, past)
-        logits = sum((prior(codes) for prior in priors), decoder.logits(hidden.squeeze(2), level)).float()
-        keep = min(width, logits.shape[1] * logits.shape[2])
-        if trie is None or node is None:
-            score, parent, token = beam_topk(logits, score, keep)
-        else:
-            allowed = trie.mask(node, level)
-            score, parent, token = beam_topk(
-                torch.log_softmax(logits, -1).masked_fill(~allowed, float("-inf")), score, keep, normalize=False
-            )
-        parent = parent.long()
-        taken = token.long().clamp(min=0)
-        codes = torch.cat([_gather(codes, parent), taken.unsqueeze(-1)], -1)
-        if level + 1 < levels:
-            past = [(_gather(key, parent), _gather(value, parent)) for key, value in past]
-            if trie is not None and node is not None:
-                node = trie.child(node.gather(1, parent), taken, level)
-    return Beams(codes.masked_fill((score == float("-inf")).unsqueeze(-1), -1), score)
+    kept = _kept(decoder.config, widths)
+    with torch.inference_mode():
+        growing = Growing(decoder, priors, context, max(kept[:-1], default=1), trie)
+        for width in kept:
+            growing.keep(*growing.select(width))
+        sids = growing.codes.masked_fill((growing.score == -torch.inf).unsqueeze(-1), -1)
+    # Out of inference mode these are tensors like any other: a caller may train on them.
+    return Beams(sids.clone(), growing.score.clone())
 
 
-def _gather(values: Tensor, parent: Tensor) -> Tensor:
-    """Rows `parent` int64[B, K] of [B, W, ...] along W."""
-    index = torch.arange(len(values), device=values.device).unsqueeze(1)
-    return values[index, parent]
+class Growing:
+    """A search between two levels.
+
+    Args:
+        slots: the most beams of a request that are continued after any level.
+
+    Attributes:
+        codes: int64[B, W, level], of the beams so far.
+        score: float32[B, W] (float64 for such a decoder), their log-probability.
+    """
+
+    def __init__(self, decoder: Decoder, priors: Sequence[Prior], context: Context, slots: int, trie: Trie | None) -> None:
+        batch, device = len(context.bias), context.bias.device
+        self._decoder, self._priors, self._trie = decoder, priors, trie
+        self._expansion = Expansion(decoder, context, slots)
+        self._node = None if trie is None else trie.root(batch)
+        self.codes = torch.zeros(batch, 1, 0, dtype=torch.int64, device=device)
+        self.score = torch.zeros(batch, 1, dtype=torch.float32, device=device)
+
+    def select(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The best continuations of all beams by one code: see `kernels.selection.beam_select`."""
+        level = self.codes.shape[-1]
+        head: nn.Linear = self._decoder.heads[level]  # type: ignore[assignment]
+        extra = [prior(self.codes).flatten(0, 1) for prior in self._priors]
+        node, bitmask = self._allowed(level)
+        rows = proj_pyramid(
+            self._expansion.hidden(self.codes, level),
+            head.weight,
+            bias=head.bias,
+            extra=sum(extra[1:], extra[0]) if extra else None,
+            node=node,
+            bitmask=bitmask,
+        )
+        return beam_select(rows, self.score, width)
+
+    def keep(self, score: Tensor, parent: Tensor, token: Tensor) -> None:
+        """Go on with these continuations [B, W], and with no others."""
+        level = self.codes.shape[-1]
+        continued, taken = parent.long(), token.long().clamp(min=0)
+        self.codes = torch.cat([self.codes.gather(1, continued.unsqueeze(-1).expand(-1, -1, level)), taken.unsqueeze(-1)], -1)
+        self.score = score
+        if level + 1 < self._decoder.config.levels:
+            self._expansion.advance(parent, level)
+            if self._trie is not None and self._node is not None:
+                self._node = self._trie.child(self._node.gather(1, continued), taken, level)
+
+    def _allowed(self, level: int) -> tuple[Tensor | None, Tensor | None]:
+        """What may follow each beam: its row int32[M] of a bitmask, and that."""
+        if self._trie is None or self._node is None:
+            return None, None
+        mask = self._trie.mask(self._node.flatten(), level)
+        return torch.arange(len(mask), dtype=torch.int32, device=mask.device), _packed(mask)
+
+
+def _kept(config: GrmConfig, widths: Sequence[int]) -> list[int]:
+    """Widths, none wider than there are prefixes.
+
+    Raises:
+        ValueError: not one positive width per level.
+    """
+    if len(widths) != config.levels or min(widths) < 1:
+        raise ValueError(f"widths is {list(widths)}: expected {config.levels} positive numbers, one per level")
+    kept, beams = [], 1
+    for width, codes in zip(widths, config.codes, strict=True):
+        beams = min(width, beams * codes)
+        kept.append(beams)
+    return kept
+
+
+def _packed(allowed: Tensor) -> Tensor:
+    """bool[M, V] → int32[M, ceil(V / 32)], token t at bit t % 32 of word t // 32."""
+    bits = functional.pad(allowed, (0, -allowed.shape[1] % 32)).unflatten(1, (-1, 32))
+    return (bits.long() << torch.arange(32, device=allowed.device)).sum(-1).int()

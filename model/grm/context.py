@@ -23,6 +23,11 @@ class Context:
     values: tuple[Tensor, ...]
     bias: Tensor
 
+    @property
+    def lengths(self) -> Tensor:
+        """int32[B], valid positions of each row; they come first."""
+        return (self.bias.flatten(1) == 0).sum(1, dtype=torch.int32)
+
 
 def embedding_tables(config: GrmConfig) -> list[EmbeddingBagConfig]:
     """One table per feature, all of width `d_sparse`."""

@@ -211,11 +211,15 @@ class Decoder(nn.Module):
     def _block(
         self, index: int, hidden: Tensor, context: Context, before: tuple[Tensor, Tensor] | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        chunk = index * self.config.context_layers // self.config.layers
+        chunk = self.chunk(index)
         mixed: tuple[Tensor, tuple[Tensor, Tensor]] = self.blocks[index](
             hidden, context.keys[chunk], context.values[chunk], context.bias, before
         )
         return mixed
+
+    def chunk(self, layer: int) -> int:
+        """Which keys and values of the context a layer reads."""
+        return layer * self.config.context_layers // self.config.layers
 
     def logits(self, hidden: Tensor, level: int) -> Tensor:
         """float[..., d] at the position of `level` → float[..., codes of the level]."""

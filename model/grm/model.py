@@ -16,12 +16,12 @@ from model.grm import beam, loss
 from model.grm.beam import Beams
 from model.grm.context import Context, ContextProcessor
 from model.grm.decoder import Decoder, Past
-from model.grm.followers import FollowerPrior
+from model.grm.followers import FollowerPrior, Followers
 from model.grm.inputs import GrmBatch
 from model.grm.managed import IdMap
 from model.grm.presets import GrmConfig
 from model.grm.prior import PrefixPrior
-from model.grm.recall import HistoryPrior
+from model.grm.recall import HistoryPrior, Memory
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,17 @@ class Grm(nn.Module):
     def beam(self, batch: GrmBatch, widths: Sequence[int], trie: Trie | None = None) -> Beams:
         """The likeliest SIDs of every row; see `model.grm.beam.search`."""
         batch = self.resolve(batch)
-        followed = self.followers.read(batch.memory)
+        return self.search(self.context(batch), batch.memory, self.followers.read(batch.memory), widths, trie)
+
+    @torch.no_grad()
+    def search(self, context: Context, memory: Memory, followed: Followers, widths: Sequence[int], trie: Trie | None = None) -> Beams:
+        """`beam` of rows that were encoded and looked up."""
         priors: list[Callable[[Tensor], Tensor]] = [
             self.prior.next,
-            partial(self.recall.next, batch.memory),
+            partial(self.recall.next, memory),
             partial(self.followers.next, followed),
         ]
-        return beam.search(self.decoder, priors, self.context(batch), widths, trie)
+        return beam.search(self.decoder, priors, context, widths, trie)
 
     @torch.no_grad()
     def encode(self, batch: GrmBatch) -> Context:

@@ -247,6 +247,8 @@ class Bundle:
 
 
 DEFAULT = Recipe()
+# Codebooks of the vectors float32[N, d] of one factor ("content" or "creative"): vectors, number of levels, factor.
+Fit = Callable[[Vectors, int, str], list[Vectors]]
 
 
 def build(
@@ -259,6 +261,7 @@ def build(
     seed: int = 0,
     recipe: Recipe = DEFAULT,
     progress: Callable[[], None] | None = None,
+    fit: Fit | None = None,
 ) -> Bundle:
     """Make the semantic IDs of a catalogue: embed, quantize, measure.
 
@@ -266,6 +269,7 @@ def build(
         catalogue, together: see `model.sid.encoder.embed`.
         codes: codes per level; a level has fewer where the catalogue is too small for them.
         progress: called `steps(content_levels, creative_levels)` times.
+        fit: makes the codebooks instead of `quantizer.fit`, without progress: that of `model.sid.minibatch` for large catalogues.
 
     Raises:
         encoder.CatalogueError: a catalogue without rows, with an item twice, or with a column that cannot be embedded.
@@ -276,10 +280,13 @@ def build(
         if together is None:
             raise encoder.CatalogueError("smoothing needs what is watched together, and there is nothing")
         content = encoder.smoothed(content, catalogue, together, recipe.smoothing)
-    books = (
-        quantizer.fit(content, content_levels, codes, seed, progress, recipe.variant),
-        quantizer.fit(creative, creative_levels, codes, seed + 1, progress, recipe.variant),
-    )
+    if fit is not None:
+        books = fit(content, content_levels, "content"), fit(creative, creative_levels, "creative")
+    else:
+        books = (
+            quantizer.fit(content, content_levels, codes, seed, progress, recipe.variant),
+            quantizer.fit(creative, creative_levels, codes, seed + 1, progress, recipe.variant),
+        )
     if recipe.hash_columns:
         books[1].append(np.zeros((codes, creative.shape[1]), np.float32))
     return assemble(catalogue, (content, creative), books, assign(catalogue, (content, creative), books, recipe), recipe, seed=seed)

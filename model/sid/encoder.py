@@ -2,8 +2,8 @@
 
 A video that comes with embeddings of its own (`content` and `creative` columns, say from a vision-language model) keeps them.
 Otherwise content is made of what is watched together, tag and author; creative of video and upload type, music, picture and length.
-The two should not say the same thing twice, or creative codes would follow from content codes: the directions of creative that vary most
-with content are projected out of it.
+The two should not say the same thing twice, or creative codes would follow from content codes: creative is disentangled from content, see
+`model.sid.disentangle`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from model.sid import cooccurrence
+from model.sid.disentangle import disentangle, unit
 
 Vectors = npt.NDArray[np.float32]
 
@@ -27,8 +28,6 @@ CREATIVE_WEIGHTS = {"upload_type": 1.0, "video_type": 0.4, "music_type": 0.5, "m
 # A video's own co-occurrences count as much as its tag's average once it was met this often.
 PRIOR_MEETINGS = 5.0
 SOFT_BINS = 8
-# Directions of creative that are erased because content varies with them; see disentangle().
-ENTANGLED_DIRECTIONS = 2
 
 
 class CatalogueError(ValueError):
@@ -48,9 +47,9 @@ def embed(catalogue: pa.Table, together: pa.Table | None = None, *, dimensions: 
         CatalogueError: a column is missing or has values that cannot be embedded.
     """
     if {"content", "creative"} <= set(catalogue.column_names):
-        return _given(catalogue, "content"), _given(catalogue, "creative")
+        return given(catalogue, "content"), given(catalogue, "creative")
     content = content_vectors(catalogue, together, dimensions, seed)
-    return content, disentangle(creative_vectors(catalogue, dimensions, seed), content)
+    return content, disentangle(creative_vectors(catalogue, dimensions, seed), content, seed)
 
 
 def content_vectors(catalogue: pa.Table, together: pa.Table | None, dimensions: int, seed: int) -> Vectors:
@@ -62,10 +61,10 @@ def content_vectors(catalogue: pa.Table, together: pa.Table | None, dimensions: 
         "author": _random_directions(_repeated_only(authors), dimensions, seed + 1),
     }
     if together is not None:
-        sequences = _sequences(catalogue, together)
-        found = cooccurrence.factors(cooccurrence.pmi(sequences, items, WINDOW), items, dimensions, seed)
-        meetings = np.bincount(sequences.row, sequences.weight > 0, items).astype(np.float64)
-        blocks["together"] = _towards_tag(_unit(found), meetings, tags)
+        met = sequences(catalogue, together)
+        found = cooccurrence.factors(cooccurrence.pmi(met, items, WINDOW), items, dimensions, seed)
+        meetings = np.bincount(met.row, met.weight > 0, items).astype(np.float64)
+        blocks["together"] = _towards_tag(unit(found), meetings, tags)
     return _compress(blocks, CONTENT_WEIGHTS, dimensions)
 
 
@@ -84,25 +83,9 @@ def creative_vectors(catalogue: pa.Table, dimensions: int, seed: int) -> Vectors
     return _compress(blocks, CREATIVE_WEIGHTS, dimensions)
 
 
-def disentangle(creative: Vectors, content: Vectors, directions: int = ENTANGLED_DIRECTIONS) -> Vectors:
-    """Creative without the directions that vary most with content (singular vectors of the cross-covariance), rows of unit length.
-
-    Chosen by measurement on the KuaiRand catalogue; figures are held-out R² of the other factor, (linear, 20 nearest neighbours) both ways.
-    As built: content → creative (.12, .14), creative → content (.04, .01). Erasing 2 directions: (.03, .04), (.01, .01), and the creative
-    neighbours still agree on upload type, length and shape. Subtracting content's ridge prediction instead writes content *into* creative,
-    where neighbours read it back: (.00, .03), (.00, .21). Two contrastive towers with L_orth, any weight up to 10: (.08, .06), (.14, .19),
-    after 30 s of training: an inner product of zero does not stop one factor from following from the other.
-    """
-    centred = creative.astype(np.float64) - creative.mean(axis=0, dtype=np.float64)
-    covariance = (content.astype(np.float64) - content.mean(axis=0, dtype=np.float64)).T @ centred
-    _, _, axes = np.linalg.svd(covariance, full_matrices=False)
-    entangled = axes[:directions]
-    return _unit(centred - (centred @ entangled.T) @ entangled)
-
-
 def smoothed(content: Vectors, catalogue: pa.Table, together: pa.Table, share: float) -> Vectors:
     """Content moved towards what it is watched with, see `cooccurrence.smooth`; rows of unit length."""
-    return _unit(cooccurrence.smooth(content, _sequences(catalogue, together), WINDOW, share))
+    return unit(cooccurrence.smooth(content, sequences(catalogue, together), WINDOW, share))
 
 
 def hashed(catalogue: pa.Table, columns: Sequence[str], codes: int) -> npt.NDArray[np.int32]:
@@ -116,7 +99,12 @@ def hashed(catalogue: pa.Table, columns: Sequence[str], codes: int) -> npt.NDArr
     return np.array([int.from_bytes(digest) % codes for digest in digests], np.int32)
 
 
-def _given(catalogue: pa.Table, column: str) -> Vectors:
+def given(catalogue: pa.Table, column: str) -> Vectors:
+    """A column of lists of floats as float32[N, d], rows of unit length.
+
+    Raises:
+        CatalogueError: lists of several lengths, or one that is zero or not finite; the message names its row and item.
+    """
     rows = catalogue[column].combine_chunks()
     lengths = pc.unique(pc.list_value_length(rows)).to_pylist()
     if len(lengths) != 1 or not lengths[0]:
@@ -126,12 +114,20 @@ def _given(catalogue: pa.Table, column: str) -> Vectors:
     vectors = np.asarray(pc.list_flatten(rows).to_numpy(zero_copy_only=False), np.float64).reshape(len(rows), lengths[0])
     broken = ~(np.isfinite(vectors).all(axis=1) & (np.abs(vectors).sum(axis=1) > 0))
     if broken.any():
-        raise CatalogueError(f"column {column}: the vector of item {catalogue['item_id'][int(broken.argmax())]} is zero or not finite")
-    return _unit(vectors)
+        row = int(broken.argmax())
+        raise CatalogueError(
+            f"column {column}: row {row} (item {catalogue['item_id'][row]}) is zero or not finite, {int(broken.sum())} of {len(rows)} rows "
+            "are: leave these items out or embed them again"
+        )
+    return unit(vectors)
 
 
-def _sequences(catalogue: pa.Table, together: pa.Table) -> cooccurrence.Sequences:
-    """Rows of the catalogue in users' order; items that the catalogue does not have are left out."""
+def sequences(catalogue: pa.Table, together: pa.Table) -> cooccurrence.Sequences:
+    """Rows of the catalogue in users' order (`together` as in embed()); items that the catalogue does not have are left out.
+
+    Raises:
+        CatalogueError: as many weights as items are needed.
+    """
     lists = together["item_ids"].combine_chunks()
     ids = pc.list_flatten(lists).to_numpy(zero_copy_only=False)
     user = np.repeat(np.arange(len(lists)), pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False))
@@ -164,7 +160,7 @@ def _one_hot(values: npt.NDArray) -> Vectors:
 def _random_directions(ids: npt.NDArray[np.int64], dimensions: int, seed: int) -> Vectors:
     """The same random unit vector for the same id; zero for a negative id (unknown)."""
     found, code = np.unique(ids, return_inverse=True)
-    directions = _unit(np.random.default_rng(seed).standard_normal((len(found), dimensions)))
+    directions = unit(np.random.default_rng(seed).standard_normal((len(found), dimensions)))
     directions[found < 0] = 0.0
     return directions[code]
 
@@ -197,15 +193,7 @@ def _compress(blocks: dict[str, Vectors], weights: dict[str, float], dimensions:
     axes = axes * np.where(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])] < 0, -1.0, 1.0)
     kept = np.zeros((len(joined), dimensions))
     kept[:, : axes.shape[1]] = joined @ axes
-    return _unit(kept)
-
-
-def _unit(vectors: npt.NDArray) -> Vectors:
-    """Rows scaled to length 1; a zero row points along the first axis, so that every video has a direction."""
-    wide = vectors.astype(np.float64)
-    length = np.linalg.norm(wide, axis=1, keepdims=True)
-    wide[length[:, 0] < 1e-12, 0] = 1.0
-    return (wide / np.where(length < 1e-12, 1.0, length)).astype(np.float32)
+    return unit(kept)
 
 
 def _column(catalogue: pa.Table, name: str) -> pa.ChunkedArray:

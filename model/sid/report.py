@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from model.sid.probe import CodeProbe, probes
+
 Vectors = npt.NDArray[np.float32]
 Codes = npt.NDArray[np.int32]
 
@@ -20,10 +22,6 @@ RANKS = (1, 5, 10)
 SAMPLE = 1000
 NEIGHBOURS = 20
 RIDGE = 1e-2
-# Videos that the codes' probe is fitted and tested on, half and half; and how many meetings a count is drawn towards the prior by.
-PROBE_SAMPLE = 10_000
-PROBE_PRIOR = 5.0
-PROBE_BLOCK = 1000
 # Similarities nearer than this are ties: identical videos differ by rounding.
 TIE = 1e-6
 
@@ -53,19 +51,6 @@ class Factor:
     retrieval: dict[int, float]
     neighbours: dict[int, float]
     levels: list[Level]
-
-
-@dataclass(frozen=True)
-class CodeProbe:
-    """Held-out accuracy of one level's code told from all codes of the other factor, and that of always saying the commonest code.
-
-    accuracy is the better of two predictors: naive Bayes over the levels, and counts under the whole prefix that fall back on the first
-    level's. `points` = 100 (accuracy - chance): what knowing the other factor gains.
-    """
-
-    accuracy: float
-    chance: float
-    points: float
 
 
 @dataclass(frozen=True)
@@ -113,7 +98,7 @@ def measure(
             "content_to_creative_neighbours": _neighbour_probe(content[0], creative[0], asked),
             "creative_to_content_neighbours": _neighbour_probe(creative[0], content[0], asked),
         },
-        _code_probes(content[2], creative[2], seed),
+        probes(content[2], creative[2], seed),
         _shared(joined[0]),
     )
 
@@ -239,56 +224,3 @@ def _neighbour_probe(inputs: Vectors, targets: Vectors, asked: npt.NDArray[np.in
     lost = float(((targets[asked] - targets[near].mean(axis=1)) ** 2).sum())
     total = float(((targets[asked] - targets.mean(axis=0)) ** 2).sum())
     return 1.0 - lost / total if total > 0 else 0.0
-
-
-def _code_probes(content: Codes, creative: Codes, seed: int) -> dict[str, CodeProbe]:
-    chosen = np.random.default_rng(seed).permutation(len(content))[:PROBE_SAMPLE]
-    found = {}
-    for names, inputs, targets in (("content to creative", content, creative), ("creative to content", creative, content)):
-        for level in range(targets.shape[1]):
-            found[f"{names} {level + 1}"] = _code_probe(inputs[chosen], targets[chosen, level])
-    return found
-
-
-def _code_probe(inputs: Codes, targets: npt.NDArray[np.int32]) -> CodeProbe:
-    """Fitted on every other video and tested on the rest, both ways round; the videos are in random order."""
-    _, target = np.unique(targets, return_inverse=True)
-    target = target.reshape(-1)
-    if len(target) < 2:
-        return CodeProbe(0.0, 0.0, 0.0)
-    right = np.zeros(3)
-    even = np.arange(len(target)) % 2 == 0
-    for fold in (even, ~even):
-        right += _right_guesses(inputs[fold], target[fold], inputs[~fold], target[~fold], int(target.max()) + 1)
-    bayes, prefix, chance = (right / len(target)).tolist()
-    accuracy = max(bayes, prefix)
-    return CodeProbe(accuracy, chance, 100 * (accuracy - chance))
-
-
-def _right_guesses(
-    known: Codes, known_target: npt.NDArray[np.int64], asked: Codes, asked_target: npt.NDArray[np.int64], size: int
-) -> npt.NDArray[np.float64]:
-    """How often naive Bayes, counts under the whole prefix, and the commonest target are right: float64[3]."""
-    prior = (np.bincount(known_target, minlength=size) + 1.0) / (len(known_target) + size)
-    right = np.zeros(3)
-    for start in range(0, len(asked), PROBE_BLOCK):
-        rows, truth = asked[start : start + PROBE_BLOCK], asked_target[start : start + PROBE_BLOCK]
-        posteriors = [
-            _posterior(known[:, [level]], known_target, rows[:, [level]], np.tile(prior, (len(rows), 1))) for level in range(rows.shape[1])
-        ]
-        bayes = np.log(prior) + sum(np.log(posterior / prior) for posterior in posteriors)
-        whole = _posterior(known, known_target, rows, posteriors[0])
-        right += [(guess.argmax(axis=1) == truth).sum() for guess in (bayes, whole, np.tile(prior, (len(rows), 1)))]
-    return right
-
-
-def _posterior(known: Codes, target: npt.NDArray[np.int64], asked: Codes, prior: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Share of each target among the known rows equal to each asked one, drawn towards its prior (float64[rows, targets])."""
-    _, key = np.unique(np.concatenate([asked, known]), axis=0, return_inverse=True)
-    present, ours = np.unique(key.reshape(-1)[: len(asked)], return_inverse=True)
-    theirs = key.reshape(-1)[len(asked) :]
-    kept = np.isin(theirs, present)
-    table = np.zeros((len(present), prior.shape[1]))
-    np.add.at(table, (np.searchsorted(present, theirs[kept]), target[kept]), 1.0)
-    counts = table[ours.reshape(-1)]
-    return (counts + PROBE_PRIOR * prior) / (counts.sum(axis=1, keepdims=True) + PROBE_PRIOR)

@@ -71,6 +71,10 @@ def append(old: Bundle, items: pa.Table, together: pa.Table | None = None, *, se
     )
 
 
+class SidError(ValueError):
+    """SIDs that are none of the bundle they are said to be of; the message names the row."""
+
+
 @dataclass(frozen=True)
 class Migration:
     """Where the SIDs of one version went in another.
@@ -162,6 +166,29 @@ def migrate(old: Bundle, new: Bundle) -> Migration:
     distinct, nearest = np.unique(before[order], axis=0, return_index=True)
     items = pa.table({"item_id": old.item_ids[kept], "old": _lists(before), "new": _lists(after)})
     return Migration(old.version, new.version, items, pa.table({"old": _lists(distinct), "new": _lists(after[order][nearest])}))
+
+
+def translated(old: Bundle, migration: Migration, table: pa.Table) -> pa.Table:
+    """A table with its column `sid` (list of int) of the old bundle translated; null where no item of both bundles has the SID.
+
+    Raises:
+        SidError: no such column, a row that is null or of another length, or a code that its level does not have.
+    """
+    if "sid" not in table.column_names:
+        raise SidError(f"column sid: missing; the table has {', '.join(table.column_names)}")
+    lists = table["sid"].combine_chunks()
+    wrong = pc.fill_null(pc.not_equal(pc.list_value_length(lists), old.levels), True).to_numpy(zero_copy_only=False)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise SidError(f"row {row}: {lists[row].as_py()} is no SID of bundle {old.version}, which has {old.levels} codes")
+    try:
+        codes = old.checked(_matrix(table["sid"]))
+    except ValueError as error:
+        raise SidError(str(error)) from error
+    new = migration.translate(codes, old.version)
+    known = (new >= 0).all(axis=1)
+    column = pa.array([row if found else None for row, found in zip(new.tolist(), known.tolist(), strict=True)], pa.list_(pa.int32()))
+    return table.set_column(table.column_names.index("sid"), "sid", column)
 
 
 def _like(items: pa.Table, schema: pa.Schema) -> pa.Table:

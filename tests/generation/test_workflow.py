@@ -14,6 +14,8 @@ from generation.picture import Picture
 from generation.storyboard import FRAMES_PER_SECOND, Storyboard, VideoSpec
 from generation.voice import SAMPLE_RATE, Speech
 
+pytestmark = pytest.mark.integration  # whole videos
+
 SID = (7, 3, 2, 5)
 
 

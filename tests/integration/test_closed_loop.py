@@ -11,6 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+pytestmark = pytest.mark.whole_machine
+
 SMALL = 1_500
 KILLED = ("trainer", "server", "generator-0", "writer", "inspector", "flink-features", "flink-samples", "redis", "broker", "supervisor")
 

@@ -134,7 +134,10 @@ class Log:
 
 
 def traffic(log: Log, start: int, impressions: int, chance: random.Random) -> int:
-    """Impressions with their labels in the order of their append, some late, some twice, some garbage; returns the clock's end."""
+    """Impressions with their labels in the order of their append; returns the clock's end.
+
+    Some are late, some impressions come behind their labels, some events come twice, some are garbage.
+    """
     waiting: list[tuple[int, int, str, records.Event]] = []
     for n in range(impressions):
         ts = start + n * 1500
@@ -156,7 +159,7 @@ def traffic(log: Log, start: int, impressions: int, chance: random.Random) -> in
             )
             happened.append((topics.WATCHES, watch))
         for order, (topic, event) in enumerate(happened):
-            late = chance.choice([0, 0, 0, 200, 90_000]) if order else 0
+            late = chance.choice([0, 0, 0, 200, 90_000]) if order else chance.choice([0, 0, 0, 0, 2500, 60_000])
             waiting.append((event.ts + late, len(waiting), topic, event))
     for appended, _, topic, event in sorted(waiting):
         log.send(topic, event, appended, copies=chance.choice([1, 1, 1, 2]))
@@ -177,6 +180,7 @@ def traffic(log: Log, start: int, impressions: int, chance: random.Random) -> in
 def recomputed(sent: list[tuple[str, records.Event, int]]) -> tuple[dict[int, dict[str, Any]], dict[int, dict[str, Any]]]:
     """Features of users and items from what was sent, by counting."""
     shown = {event.impression_id: event for topic, event, _ in sent if isinstance(event, records.Impression)}
+    known_from = {event.impression_id: max(event.ts, at - DISORDER_MS) for _, event, at in sent if isinstance(event, records.Impression)}
     rows: list[tuple[int, int, int, dict[str, Any]]] = []
     for _, event, appended in sent:
         known = max(event.ts, appended - DISORDER_MS)
@@ -186,6 +190,7 @@ def recomputed(sent: list[tuple[str, records.Event, int]]) -> tuple[dict[int, di
             item = event.item_id
         else:
             item = shown[event.impression_id].item_id  # type: ignore[attr-defined]
+            known = max(known, known_from[event.impression_id])  # type: ignore[attr-defined]
             entry = {"known_at": known, "ts": event.ts, "item_id": item, "play_ms": None, "kinds": []}
             if isinstance(event, records.Watch):
                 long = event.play_ms >= min(18_000, event.duration_ms or 18_000)

@@ -63,20 +63,18 @@ def test_right_values_hold(store):
     assert verdict().holds, verdict().detail
 
 
-def test_a_label_that_was_known_before_its_impression_counts_nowhere_and_is_told(store):
+def test_a_label_that_was_known_before_its_impression_counts_from_when_its_impression_was(store):
     log = FakeLog()
-    for name, start, play_ms in (("a", T0, 6_000), ("b", T0 + 5_400_000, 2_000)):
-        log.impression(name, start)
-        log.watch(name, start + 1_000, play_ms=play_ms, impression_ts=start)
-    log.watch("c", T0 + 5_420_500, play_ms=9_000, impression_ts=T0 + 5_420_000)
-    log.raws.append(replace(log.impression("c", T0 + 5_420_000), appended=T0 + 5_430_000))
+    log.impression("a", T0)
+    log.watch("a", T0 + 1_000, play_ms=6_000, impression_ts=T0)
+    shown = T0 + 5_400_000
+    log.watch("b", shown + 1_000, play_ms=2_000, impression_ts=shown)
+    log.raws.append(replace(log.impression("b", shown), appended=shown + 60_500))
     del log.raws[-2]
-    for entity in (("user_id", 1), ("item_id", 10)):
-        for window in WINDOWS:
-            store.values[entity][f"impressions_{window}"] += 1
     verdict = online_features_equal(audit.collect(log.raws, 7 * 86_400_000), Path("."), 500)
     assert verdict.holds, verdict.detail
-    assert "1 labels were known before" in verdict.detail
+    store.values["user_id", 1]["play_ms_5m"] = 0
+    assert not online_features_equal(audit.collect(log.raws, 7 * 86_400_000), Path("."), 500).holds
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,12 @@ def test_a_home_in_which_no_broker_runs_is_one_line_that_says_what_to_do(home: P
         endpoints(Settings(), home)
 
 
+def test_a_home_without_redis_serves_what_needs_none_and_tells_what_does(home: Path) -> None:
+    write_json(home / "state.json", {"kafka": "127.0.0.1:1"})
+    with pytest.raises(ConfigError, match=r"redis.url is not set.*sidstream up --detach --only redis"):
+        endpoints(Settings(), home).redis_url  # noqa: B018
+
+
 def test_ready_names_the_process_and_its_facts(home: Path) -> None:
     ready(home, "part", rest="http://127.0.0.1:1")
     facts = read_ready(home, "part")

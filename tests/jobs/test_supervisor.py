@@ -18,6 +18,8 @@ from jobs.local.parts import Part, never
 from jobs.local.supervisor import StartFailed, State, Supervisor
 from jobs.process import read_json
 
+pytestmark = pytest.mark.integration  # real processes
+
 SLEEPER = "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); print('runs', flush=True); time.sleep(600)"
 STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('runs', flush=True); time.sleep(600)"
 PARENT = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SLEEPER!r}]); {SLEEPER}"

@@ -113,12 +113,12 @@ class FakeCache:
 
 
 class FakeProducer:
-    """Keeps what was produced; delivers at `poll`, with `error` if there is one, and nothing while it is `away`."""
+    """Keeps what was produced; delivers at `poll`, with `error` if there is one."""
 
     def __init__(self) -> None:
         self.sent: list[tuple[str, bytes, bytes]] = []
         self.error: str | None = None
-        self.full = self.away = False
+        self.full = False
         self._reports: list[Callable[[Any, Any], None]] = []
 
     def produce(self, topic: str, value: bytes, key: bytes, *, on_delivery: Callable[[Any, Any], None]) -> None:
@@ -128,9 +128,6 @@ class FakeProducer:
         self._reports.append(on_delivery)
 
     def poll(self, timeout: float) -> int:
-        if self.away:
-            time.sleep(min(timeout, 0.002))
-            return 0
         reports, self._reports = self._reports, []
         for report in reports:
             report(self.error, None)

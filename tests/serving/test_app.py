@@ -344,18 +344,6 @@ def test_an_event_that_kafka_does_not_take_is_rejected_not_lost(http, world):
     assert "full" in http.post("/events", json={"events": [CLICK]}).json()["rejected"][0]["reason"]
 
 
-def test_a_label_is_sent_when_its_impression_is_in_kafka(http, world, monkeypatch):
-    monkeypatch.setattr("serving.events.SHOWN_WITHIN_S", 0.2)
-    world.lasting.away = True
-    shown = http.post("/recommend", json={"user_id": 5, "scene": "home", "count": 1}).json()["items"][0]
-    click = {**CLICK, "impression_id": shown["impression_id"], "impression_ts": shown["impression_ts"]}
-    answer = http.post("/events", json={"events": [click]}).json()
-    assert (answer["accepted"], world.confirmed.sent) == (0, [])
-    assert "send it again" in answer["rejected"][0]["reason"]
-    world.lasting.away = False
-    assert http.post("/events", json={"events": [click]}).json()["accepted"] == 1
-
-
 fields = ["topic", "schema", "event_id", "user_id", "ts", "impression_id", "impression_ts", "kind", "play_ms", "duration_ms"]
 values = json_values | st.sampled_from(["engagements", "watches", "engagement/1", "click"])
 events = st.lists(st.dictionaries(st.sampled_from(fields), values) | json_values | st.just(CLICK), max_size=6)

@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from model.sid import cooccurrence, encoder, report
+from model.sid import cooccurrence, encoder, probe, report
+from model.sid.disentangle import disentangle, even_out, unit
 
 
 def catalogue(items: int, rng: np.random.Generator) -> pa.Table:
@@ -70,9 +71,9 @@ def test_factors_rebuild_a_matrix_of_low_rank() -> None:
 
 def test_disentangling_takes_out_of_creative_what_content_predicts_and_puts_nothing_in() -> None:
     rng = np.random.default_rng(3)
-    content = encoder._unit(rng.standard_normal((1500, 8)))
-    mixed = encoder._unit(np.eye(6)[rng.integers(6, size=1500)] + 2 * content[:, :1] * np.eye(6)[0] + 2 * content[:, 1:2] * np.eye(6)[1])
-    apart = encoder.disentangle(mixed, content)
+    content = unit(rng.standard_normal((1500, 8)))
+    mixed = unit(np.eye(6)[rng.integers(6, size=1500)] + 2 * content[:, :1] * np.eye(6)[0] + 2 * content[:, 1:2] * np.eye(6)[1])
+    apart = disentangle(mixed, content)
 
     def probes(creative: np.ndarray) -> dict[str, float]:
         codes = np.zeros((1500, 1), np.int32)
@@ -82,6 +83,23 @@ def test_disentangling_takes_out_of_creative_what_content_predicts_and_puts_noth
     assert before["content_to_creative_linear"] > 0.3 and after["content_to_creative_linear"] < 0.05
     assert after["creative_to_content_linear"] < 0.05
     assert after["creative_to_content_neighbours"] <= before["creative_to_content_neighbours"] + 0.02
+
+
+def test_evening_out_takes_most_of_what_codes_tell_and_moves_videos_only_onto_vectors_that_exist() -> None:
+    rng = np.random.default_rng(6)
+    cluster = rng.integers(8, size=4000).astype(np.int32)
+    style = np.where(rng.random(4000) < 0.3, cluster, rng.integers(8, size=4000))
+    creative = unit(np.eye(8)[style] + 0.1 * rng.standard_normal((4000, 8)))
+    even = even_out(creative, cluster)
+
+    def points(vectors: np.ndarray) -> float:
+        codes = vectors.argmax(axis=1).astype(np.int32)
+        return probe.probe(cluster[:, None], codes).points
+
+    assert points(creative) > 20 and points(even) < points(creative) / 3
+    moved = (even != creative).any(axis=1)
+    assert 0.1 < moved.mean() < 0.35
+    assert {row.tobytes() for row in even[moved]} <= {row.tobytes() for row in creative}
 
 
 def test_without_history_content_is_tag_and_author() -> None:

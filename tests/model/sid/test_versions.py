@@ -80,7 +80,10 @@ def test_attributes_alone_are_embedded_where_the_old_items_lie() -> None:
         (embedded(3, 900).drop_columns(["tag"]), "column tag: missing"),
         (embedded(3, 900).set_column(1, "tag", pa.array(["a", "b", "c"])), "column types"),
         (embedded(3, 900).set_column(2, "content", pa.array([[1.0] * 5] * 3)), "column content: 5 numbers a row, bundle .* has 6"),
-        (embedded(2, 900).set_column(3, "creative", pa.array([[1.0] * 4, [float("nan")] * 4])), "column creative: the vector of item 901"),
+        (
+            embedded(2, 900).set_column(3, "creative", pa.array([[1.0] * 4, [float("nan")] * 4])),
+            "column creative: row 1 .item 901. is zero",
+        ),
     ],
 )
 def test_items_that_cannot_be_appended_are_refused(old: Bundle, items: pa.Table, message: str) -> None:

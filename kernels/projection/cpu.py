@@ -1,0 +1,40 @@
+"""Projection, maxima and log-sum-exp in few calls of torch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from kernels.projection.reference import COARSE, FINE, allowed, group_maxima, valid, widen
+
+Rows = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def proj_pyramid(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    extra: Tensor | None,
+    node: Tensor | None,
+    bitmask: Tensor | None,
+    normalizer: str,
+) -> Rows:
+    """See `kernels.projection.proj_pyramid`."""
+    logits = widen(linear(hidden, weight, bias))
+    return pyramid(logits if extra is None else logits + extra, node, bitmask, normalizer)
+
+
+def pyramid(logits: Tensor, node: Tensor | None, bitmask: Tensor | None, normalizer: str) -> Rows:
+    """See `kernels.projection.pyramid`."""
+    values = widen(logits)
+    fine = group_maxima(values, FINE)
+    # A NaN or +inf shows up in the maximum of its group, so clean logits are not copied.
+    if not bool((fine < torch.inf).all()):
+        values = valid(values)
+        fine = group_maxima(values, FINE)
+    counted = values
+    if node is not None and bitmask is not None:
+        values = torch.where(allowed(node, bitmask, values.shape[1]), values, -torch.inf)
+        fine = group_maxima(values, FINE)
+    return values, fine, group_maxima(fine, COARSE // FINE), torch.logsumexp(values if normalizer == "allowed" else counted, -1)

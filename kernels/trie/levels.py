@@ -1,0 +1,212 @@
+"""The arrays of one level of a trie.
+
+The edges of a level are sorted by (parent, token), and a node of the next level *is* the position of the edge that leads to it: there is
+no table of next states. What exists (the structure) never changes; which edges are alive is one bit each, beside it. A level that has lost
+edges shares the structure of the one that it was made from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kernels.trie import ops
+from kernels.trie.reference import WORD, gather_start, unpack, unsigned
+
+SHIFT = 3
+"""At most 2**SHIFT nodes share an int32 start; each adds 16 bits of its own."""
+ROWS = 1024
+"""Rows of a dense level that are unpacked at once."""
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Where the edges of each node begin, at 2.5 bytes a node: the start of node n is `base[n >> shift] + offset[n]`.
+
+    base: int32[ceil((nodes + 1) / 2**shift)], strictly ascending but for a last one. offset: int16[nodes + 1], unsigned.
+    """
+
+    base: Tensor
+    offset: Tensor
+    shift: int
+
+    @classmethod
+    def of(cls, counts: Tensor, vocabulary: int) -> Starts:
+        """From the number of edges of each node, int64[nodes], none above `vocabulary`."""
+        starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        shift = SHIFT
+        while ((1 << shift) - 1) * vocabulary > 0xFFFF:
+            shift -= 1
+        base = starts[:: 1 << shift]
+        return cls(base.int(), (starts - base.repeat_interleave(1 << shift)[: len(starts)]).to(torch.int16), shift)
+
+    def __getitem__(self, node: Tensor) -> Tensor:
+        """First edge int64[...] of each node int64[...]; for the number of nodes, the number of edges."""
+        return gather_start(self.base, self.offset, self.shift, node)
+
+    def all(self) -> Tensor:
+        """int64[nodes + 1]."""
+        return self.base.repeat_interleave(1 << self.shift)[: len(self.offset)].long() + unsigned(self.offset)
+
+    def parent(self, edge: Tensor) -> Tensor:
+        """The node int64[M] that each edge int64[M] starts from."""
+        block = torch.searchsorted(self.base, edge.int(), right=True) - 1
+        node = (block << self.shift).unsqueeze(-1) + torch.arange(1 << self.shift, device=edge.device)
+        begun = (node < len(self.offset)) & (self[node.clamp(max=len(self.offset) - 1)] <= edge.unsqueeze(-1))
+        return (block << self.shift) + begun.sum(-1) - 1
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.base, self.offset
+
+
+@dataclass(frozen=True)
+class Level:
+    """What both kinds of level have.
+
+    vocabulary: tokens of the level. nodes: those that its edges start from. edges: their number, alive or not. most: children of a node, at
+    most. live: int32 words, one bit per edge; where an edge's bit is, the kind of level says.
+    """
+
+    vocabulary: int
+    nodes: int
+    edges: int
+    most: int
+    starts: Starts
+    live: Tensor
+
+    def alive(self, edge: Tensor) -> Tensor:
+        """bool[M]: which of the edges int64[M] are alive."""
+        place = self._place(edge)
+        return (self.live.view(-1)[place // WORD] >> (place % WORD).int() & 1).bool()
+
+    def set_alive(self, edge: Tensor, alive: bool) -> tuple[Level, Tensor]:
+        """The level with other edges int64[M] (all different) alive or dead, and those of them that were not so before."""
+        changed = edge[self.alive(edge) != alive]
+        place = self._place(changed)
+        bit = torch.ones_like(place, dtype=torch.int32) << (place % WORD).int()
+        # A bit that is 0 is set by adding it, one that is 1 is cleared by subtracting it: no two edges disturb each other in a word.
+        live = self.live.flatten().index_add(0, place // WORD, bit if alive else -bit)
+        return replace(self, live=live.view(self.live.shape)), changed
+
+    def _place(self, edge: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Dense(Level):
+    """A row of bits per node: the child of a token is the number of bits before its own.
+
+    bits: int32[nodes, ceil(vocabulary / 32)], what exists; bit t % 32 of word t // 32 is token t. live: the same of what is alive.
+    rank: int16[nodes, ceil(vocabulary / 32)], unsigned: bits set in the row before each word.
+    """
+
+    bits: Tensor
+    rank: Tensor
+
+    @classmethod
+    def of(cls, token: Tensor, counts: Tensor, vocabulary: int) -> Dense:
+        """From the tokens int64[edges], ascending per node, and the number of edges of each node int64[nodes]."""
+        nodes, words = len(counts), -(-vocabulary // WORD)
+        owner = torch.repeat_interleave(counts)
+        bits = torch.zeros(nodes * words, dtype=torch.int32, device=token.device)
+        bits.index_add_(0, owner * words + token // WORD, torch.ones_like(token, dtype=torch.int32) << (token % WORD).int())
+        bits = bits.view(nodes, words)
+        in_word = ops.popcount(bits)
+        rank = (in_word.cumsum(1) - in_word).to(torch.int16)
+        return cls(vocabulary, nodes, len(token), _most(counts), Starts.of(counts, vocabulary), bits, bits, rank)
+
+    def child(self, node: Tensor, token: Tensor, dead: bool) -> Tensor:
+        live = self.bits if dead else self.live
+        return ops.child_dense(node, token, self.bits, self.rank, live, *self.starts.tensors, self.starts.shift, self.vocabulary)
+
+    def children(self, node: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        rows = unpack(self.live[node.clamp(min=0)], self.vocabulary) & (node >= 0).unsqueeze(-1)
+        owner, token = rows.nonzero(as_tuple=True)
+        offsets = torch.cat([owner.new_zeros(1), rows.sum(1).cumsum(0)])
+        return offsets, token, self.child(node[owner], token, dead=False)
+
+    def any_alive(self, node: Tensor) -> Tensor:
+        return (self.live[node] != 0).any(1)
+
+    def tokens(self) -> Tensor:
+        """Token int64[edges] of every edge, alive or not."""
+        parts = [unpack(self.bits[row : row + ROWS], self.vocabulary).nonzero()[:, 1] for row in range(0, self.nodes, ROWS)]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64, device=self.bits.device)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.bits, self.live, self.rank, *self.starts.tensors
+
+    def _place(self, edge: Tensor) -> Tensor:
+        node = self.starts.parent(edge)
+        nth = edge - self.starts[node]
+        rank = unsigned(self.rank[node])
+        word = torch.searchsorted(rank, nth.unsqueeze(1), right=True).squeeze(1) - 1
+        within = nth - rank.gather(1, word.unsqueeze(1)).squeeze(1)
+        bits = unpack(self.bits.view(-1)[node * rank.shape[1] + word].unsqueeze(1), WORD)
+        bit = ((bits.cumsum(1) > within.unsqueeze(1)).int()).argmax(1)
+        return (node * rank.shape[1] + word) * WORD + bit
+
+
+@dataclass(frozen=True)
+class Sparse(Level):
+    """Children in a list per node, found by bisection.
+
+    token: int16[edges], unsigned. live: int32[ceil(edges / 32)], bit e % 32 of word e // 32 is edge e.
+    """
+
+    token: Tensor
+
+    @classmethod
+    def of(cls, token: Tensor, counts: Tensor, vocabulary: int) -> Sparse:
+        """As `Dense.of`."""
+        edges = len(token)
+        live = torch.full((-(-edges // WORD),), -1, dtype=torch.int32, device=token.device)
+        return cls(vocabulary, len(counts), edges, _most(counts), Starts.of(counts, vocabulary), live, token.to(torch.int16))
+
+    def child(self, node: Tensor, token: Tensor, dead: bool) -> Tensor:
+        live = None if dead else self.live
+        return ops.child_sparse(node, token, self.token, live, *self.starts.tensors, self.starts.shift, self.most)
+
+    def children(self, node: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        known = node.clamp(min=0)
+        first = self.starts[known]
+        count = (self.starts[known + 1] - first) * (node >= 0)
+        offsets = torch.cat([count.new_zeros(1), count.cumsum(0)])
+        owner = torch.repeat_interleave(count)
+        edge = torch.arange(len(owner), device=node.device) - offsets[owner] + first[owner]
+        alive = self.alive(edge)
+        kept = torch.cat([count.new_zeros(1), alive.cumsum(0)])
+        edge = edge[alive]
+        return kept[offsets], unsigned(self.token[edge]), edge
+
+    def any_alive(self, node: Tensor) -> Tensor:
+        found = torch.zeros(len(node), dtype=torch.bool, device=node.device)
+        first, last = self.starts[node], self.starts[node + 1] - 1
+        todo = torch.arange(len(node), device=node.device)
+        word = first // WORD
+        # Nearly every node has a living child in its first word or two; only what is still open is looked at again.
+        while len(todo):
+            begin = (first[todo] - word * WORD).clamp(min=0)
+            end = (last[todo] - word * WORD).clamp(max=WORD - 1)
+            within = ((1 << (end + 1)) - (1 << begin)) & (self.live[word].long() & 0xFFFFFFFF)
+            found[todo] = within != 0
+            open_ = (within == 0) & (word < last[todo] // WORD)
+            todo, word = todo[open_], word[open_] + 1
+        return found
+
+    def tokens(self) -> Tensor:
+        """Token int64[edges] of every edge, alive or not."""
+        return unsigned(self.token)
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        return self.token, self.live, *self.starts.tensors
+
+    def _place(self, edge: Tensor) -> Tensor:
+        return edge
+
+
+def _most(counts: Tensor) -> int:
+    return int(counts.max()) if len(counts) else 0

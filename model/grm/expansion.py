@@ -1,0 +1,70 @@
+"""The decoder over the levels of one search, every step an operation of `kernels`.
+
+What `Decoder.forward` computes, for all beams at one position after the other: keys and values of self-attention are written once and found
+by ancestor, and the context is shared by the beams. Shapes follow from batch, context and widths alone, so a CUDA graph can hold a search.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.beam_attention import advance_ancestors, beam_self_attention
+from kernels.context_attention import context_attention
+from kernels.linear import linear, rmsnorm_linear
+from model.grm.context import Context
+from model.grm.decoder import Block, Decoder, FeedForward
+
+
+class Expansion:
+    """The beams of B requests as they grow.
+
+    Args:
+        slots: the most beams of a request that are continued after any level.
+    """
+
+    def __init__(self, decoder: Decoder, context: Context, slots: int) -> None:
+        config = decoder.config
+        self._decoder = decoder
+        lengths = context.lengths
+        # Whether all are full costs a GPU a synchronisation, and its kernel is as fast with lengths.
+        full = not lengths.is_cuda and bool((lengths == context.bias.shape[-1]).all())
+        self._lengths = None if full else lengths
+        self._chunks = [(key.transpose(1, 2), value.transpose(1, 2)) for key, value in zip(context.keys, context.values, strict=True)]
+        self._trunk = None if decoder.fuse is None else decoder.trunk(context)
+        like, shape = context.keys[0], (len(lengths), config.levels, slots, config.self_groups, config.d_head)
+        self._past = {layer: (like.new_empty(shape), like.new_empty(shape)) for layer in range(config.lazy_trunk, config.layers)}
+        self._ancestors = torch.zeros(shape[:3], dtype=torch.int32, device=like.device)
+
+    def hidden(self, codes: Tensor, level: int) -> Tensor:
+        """Normalised states float[B * W, d] that predict the code of `level`, which follows codes int64[B, W, level]."""
+        hidden = self._decoder.embed(codes, level).squeeze(2)
+        if self._decoder.fuse is not None and self._trunk is not None:
+            hidden = self._decoder.fuse(self._trunk[:, :, level].expand_as(hidden), hidden)
+        beams = hidden.shape[1]
+        hidden = hidden.flatten(0, 1)
+        for layer in self._past:
+            hidden = self._layer(layer, hidden, beams, level)
+        normed: Tensor = self._decoder.norms[level](hidden)
+        return normed
+
+    def advance(self, parent: Tensor, level: int) -> None:
+        """The beams that follow `level` continue those at `parent` int32[B, W]."""
+        self._ancestors = advance_ancestors(self._ancestors, parent, level)
+
+    def _layer(self, layer: int, hidden: Tensor, beams: int, level: int) -> Tensor:
+        config = self._decoder.config
+        block = self._decoder.blocks[layer]
+        assert isinstance(block, Block)
+        query = rmsnorm_linear(hidden, block.cross_norm.weight, block.cross.query.weight)
+        keys, values = self._chunks[self._decoder.chunk(layer)]
+        mixed = context_attention(query.view(-1, beams, config.heads, config.d_head), keys, values, self._lengths)
+        assert isinstance(mixed, Tensor)
+        hidden = linear(mixed.view_as(hidden), block.cross.out.weight, residual=hidden)
+        qkv = rmsnorm_linear(hidden, block.self_norm.weight, block.self.qkv.weight)
+        mixed = beam_self_attention(qkv.view(-1, beams, qkv.shape[1]), *self._past[layer], self._ancestors, level)
+        hidden = linear(mixed.view_as(hidden), block.self.out.weight, residual=hidden)
+        if not isinstance(block.ffn, FeedForward):
+            return hidden + block.ffn(block.ffn_norm(hidden))
+        inner = rmsnorm_linear(hidden, block.ffn_norm.weight, block.ffn.inner.weight, activation="relu2")
+        return linear(inner, block.ffn.out.weight, residual=hidden)
