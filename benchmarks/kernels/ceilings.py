@@ -19,12 +19,12 @@ def measure(case: str, device: torch.device, dtype: torch.dtype, seconds: float)
         size = 1 << 28 if cuda else 1 << 23
         sources = [torch.randn(size, device=device) for _ in range(INPUT_SETS)]
         target = torch.empty_like(sources[0])
-        found = timing.compare({case: lambda i: target.copy_(sources[i])}, INPUT_SETS, device, seconds, record=True)
+        found = timing.compare({case: lambda i: target.copy_(sources[i])}, INPUT_SETS, device, seconds, graphs=True)
         return found[case], 2.0 * size * 4
     side = 8192 if cuda else 1024
     left = [torch.randn(side, side, device=device, dtype=dtype) for _ in range(INPUT_SETS)]
     right = torch.randn(side, side, device=device, dtype=dtype)
-    found = timing.compare({case: lambda i: left[i] @ right}, INPUT_SETS, device, seconds, record=True)
+    found = timing.compare({case: lambda i: left[i] @ right}, INPUT_SETS, device, seconds, graphs=True)
     return found[case], 2.0 * side**3
 
 

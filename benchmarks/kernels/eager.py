@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from benchmarks.kernels.model import Found
-from model.grm.context import Context
-from model.grm.decoder import Block, Decoder
+from model.grm.decoder import Block, Context, Decoder
 
 
 class Cache(Protocol):

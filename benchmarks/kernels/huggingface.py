@@ -15,8 +15,7 @@ from torch import Tensor
 
 from benchmarks.kernels import eager
 from benchmarks.kernels.model import Found
-from model.grm.context import Context
-from model.grm.decoder import Decoder
+from model.grm.decoder import Context, Decoder
 
 
 def search(model: Decoder, inputs: Sequence[Context], width: int) -> Callable[[int], Found]:

@@ -18,8 +18,7 @@ from benchmarks.kernels.searches import Search, Variant
 from benchmarks.kernels.table import Point
 from benchmarks.kernels.timing import Skip, Timing
 from kernels.trie import Trie
-from model.grm.context import Context
-from model.grm.decoder import Decoder
+from model.grm.decoder import Context, Decoder
 from model.grm.presets import GrmConfig
 
 Row = dict[str, object]
@@ -76,7 +75,7 @@ class Bench:
             return self._operation(point, seconds)
         if point.part == "search":
             key = point[2:] in self.grid.key
-            return self._searches(point, searches.unconstrained(point.width, levels, self.grid.narrow, key=key), seconds)
+            return self._searches(point, searches.unconstrained(point.width, levels, self.grid.narrow, key=key, cuda=cuda), seconds)
         if point.part == "constrained":
             variants = timing.guarded(lambda: searches.constrained(point.width, levels, self.trie, self.tables))
             return [_skipped("all", variants.reason)] if isinstance(variants, Skip) else self._searches(point, variants, seconds)
@@ -98,7 +97,7 @@ class Bench:
         if isinstance(errors, Skip):
             return [_skipped("all", f"ours: {errors.reason}")]
         calls = {name: variant.call for name, variant in case.variants.items() if name not in errors}
-        times = timing.compare(calls, model.INPUT_SETS, self.device, seconds, record=True)
+        times = timing.compare(calls, model.INPUT_SETS, self.device, seconds, graphs=True)
         floor = case.work.floor_us(self.ceilings) if self.ceilings else None
         return _rows({**times, **errors}, dict.fromkeys(case.variants, floor), 0)
 
@@ -119,7 +118,7 @@ class Bench:
         if isinstance(inputs, Skip):
             return [_skipped("all", inputs.reason)]
         runs, wrong = self._checked(left, self.decoder, inputs, self.dtype)
-        times = timing.compare({name: run.search for name, run in runs.items()}, model.INPUT_SETS, self.device, seconds, record=False)
+        times = timing.compare({name: run.search for name, run in runs.items()}, model.INPUT_SETS, self.device, seconds, graphs=False)
         for name, result in times.items():
             if isinstance(result, Timing) and result.memory_mib is not None:
                 # A graph takes its memory when it is made, and none when it runs.

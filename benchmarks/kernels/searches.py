@@ -11,8 +11,7 @@ from benchmarks.kernels import eager, huggingface, model
 from benchmarks.kernels.model import Found
 from benchmarks.kernels.static import Static
 from kernels.trie import Trie
-from model.grm.context import Context
-from model.grm.decoder import Decoder
+from model.grm.decoder import Context, Decoder
 
 Search = Callable[[int], Found]
 """A search over input set i."""
@@ -29,6 +28,11 @@ class Variant:
 
 def ours(widths: tuple[int, ...], trie: Trie | None = None, *, same: bool = True) -> Variant:
     return Variant(lambda decoder, inputs: model.ours(decoder, inputs, widths, trie), widths, same)
+
+
+def recorded(widths: tuple[int, ...], *, same: bool = True) -> Variant:
+    """This project's search as one CUDA graph."""
+    return Variant(lambda decoder, inputs: model.recorded(decoder, inputs, widths), widths, same)
 
 
 def written(widths: tuple[int, ...], style: eager.Style) -> Variant:
@@ -57,14 +61,21 @@ def generated(width: int, levels: int) -> Variant:
     return Variant(lambda decoder, inputs: huggingface.search(decoder, inputs, width), (width,) * levels)
 
 
-def unconstrained(width: int, levels: int, narrow: tuple[int, ...], *, key: bool) -> Mapping[str, Variant]:
+RECORDED = "ours, one CUDA graph"
+
+
+def unconstrained(width: int, levels: int, narrow: tuple[int, ...], *, key: bool, cuda: bool) -> Mapping[str, Variant]:
     """Searches over all SIDs; at key points those that take long, and the widths that grow level by level, too."""
     widths = (width,) * levels
-    variants = {"ours": ours(widths), "eager smart": written(widths, eager.SMART), "eager naive": written(widths, eager.NAIVE)}
+    variants = {"ours": ours(widths)} | ({RECORDED: recorded(widths)} if cuda else {})
+    variants |= {"eager smart": written(widths, eager.SMART), "eager naive": written(widths, eager.NAIVE)}
     if key:
         variants["Hugging Face generate"] = generated(width, levels)
         if narrow[-1] == width:
-            variants["ours, widths " + "-".join(map(str, narrow))] = ours(narrow, same=False)
+            name = "widths " + "-".join(map(str, narrow))
+            variants[f"ours, {name}"] = ours(narrow, same=False)
+            if cuda:
+                variants[f"{RECORDED}, {name}"] = recorded(narrow, same=False)
     return variants
 
 
@@ -83,4 +94,5 @@ def through_compiler(case: str, width: int, levels: int, *, cuda: bool) -> Mappi
     widths = (width,) * levels
     style = eager.NAIVE if case.endswith("naive") else eager.SMART
     mode = "max-autotune" if "max-autotune" in case else "reduce-overhead" if cuda else "default"
-    return {"ours": ours(widths), "torch.compile": compiled(widths, style, mode)}
+    known = {"ours": ours(widths)} | ({RECORDED: recorded(widths)} if cuda else {})
+    return known | {"torch.compile": compiled(widths, style, mode)}

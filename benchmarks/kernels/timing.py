@@ -96,13 +96,13 @@ def peak_mib(call: Callable[[], Result], device: torch.device) -> tuple[Result, 
 
 
 def compare(
-    variants: Mapping[str, Callable[[int], object]], inputs: int, device: torch.device, seconds: float, *, record: bool
+    variants: Mapping[str, Callable[[int], object]], inputs: int, device: torch.device, seconds: float, *, graphs: bool
 ) -> dict[str, Timing | Skip]:
     """Times of all variants, taken in turns for about `seconds`.
 
     Args:
         variants: each computes on input set i of `inputs`.
-        record: time CUDA graphs where that is possible; for variants that do not wait for the device.
+        graphs: time CUDA graphs where that is possible; for variants that do not wait for the device.
 
     Returns:
         A timing, or why there is none, per variant. A variant whose one call takes longer than its share of the seconds has few samples;
@@ -111,7 +111,7 @@ def compare(
     samples: dict[str, _Sample] = {}
     found: dict[str, Timing | Skip] = {}
     for name, call in variants.items():
-        made = guarded(lambda call=call: _sample(call, inputs, device, record))  # type: ignore[misc]
+        made = guarded(lambda call=call: _sample(call, inputs, device, graphs))  # type: ignore[misc]
         if isinstance(made, Skip):
             found[name] = made
         else:
@@ -138,7 +138,7 @@ def compare(
     return {name: found[name] for name in variants}
 
 
-def _sample(call: Callable[[int], object], inputs: int, device: torch.device, record: bool) -> _Sample:
+def _sample(call: Callable[[int], object], inputs: int, device: torch.device, graphs: bool) -> _Sample:
     """Warm up, and decide how the variant is timed."""
 
     def warm() -> float:
@@ -147,16 +147,17 @@ def _sample(call: Callable[[int], object], inputs: int, device: torch.device, re
         return clock_us(lambda: call(0), device)
 
     once, memory = peak_mib(warm, device)
-    if record and device.type == "cuda":
+    if graphs and device.type == "cuda":
         launches = inputs * max(1, min(MOST_LAUNCHES // inputs, round(GRAPH_US / once)))
-        graph = guarded(lambda: _recorded(call, inputs, launches))
+        graph = guarded(lambda: record(call, inputs, launches))
         if not isinstance(graph, Skip):
             return _Sample(lambda: _replay_us(graph) / launches, "graph", memory)
     turn = iter(range(1 << 30))
     return _Sample(lambda: clock_us(lambda: call(next(turn) % inputs), device), "clock", memory)
 
 
-def _recorded(call: Callable[[int], object], inputs: int, launches: int) -> torch.cuda.CUDAGraph:
+def record(call: Callable[[int], object], inputs: int, launches: int) -> torch.cuda.CUDAGraph:
+    """A CUDA graph of `launches` calls over the input sets in turn."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):

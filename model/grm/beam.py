@@ -12,8 +12,7 @@ from torch.nn import functional
 from kernels.projection import proj_pyramid
 from kernels.selection import beam_select
 from kernels.trie import Trie
-from model.grm.context import Context
-from model.grm.decoder import Decoder
+from model.grm.decoder import Context, Decoder
 from model.grm.expansion import Expansion
 from model.grm.presets import GrmConfig
 

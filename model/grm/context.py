@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,22 +9,9 @@ from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 
+from model.grm.decoder import Context
 from model.grm.inputs import GAP_ROWS, KINDS, PLAY_ROWS, RANK_ROWS, GrmBatch, feature_names
 from model.grm.presets import GrmConfig
-
-
-@dataclass(frozen=True)
-class Context:
-    """Keys and values of B rows: `keys[l]`, `values[l]`: float[B, G_kv, S, d_head] of chunk l; `bias`: float[B, 1, 1, S], 0 or -inf."""
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    bias: Tensor
-
-    @property
-    def lengths(self) -> Tensor:
-        """int32[B], valid positions of each row; they come first."""
-        return (self.bias.flatten(1) == 0).sum(1, dtype=torch.int32)
 
 
 def embedding_tables(config: GrmConfig) -> list[EmbeddingBagConfig]:

@@ -6,12 +6,28 @@ one position and all beams; a context is never repeated for the beams, they are 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from model.grm.context import Context
 from model.grm.presets import GrmConfig
+
+
+@dataclass(frozen=True)
+class Context:
+    """Keys and values of B rows: `keys[l]`, `values[l]`: float[B, G_kv, S, d_head] of chunk l; `bias`: float[B, 1, 1, S], 0 or -inf."""
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    bias: Tensor
+
+    @property
+    def lengths(self) -> Tensor:
+        """int32[B], valid positions of each row; they come first."""
+        return (self.bias.flatten(1) == 0).sum(1, dtype=torch.int32)
+
 
 Past = list[tuple[Tensor, Tensor]]
 """Self-attention keys and values of every layer: float[B, W, T, groups, d_head] each."""

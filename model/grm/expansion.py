@@ -12,8 +12,7 @@ from torch import Tensor
 from kernels.beam_attention import advance_ancestors, beam_self_attention
 from kernels.context_attention import context_attention
 from kernels.linear import linear, rmsnorm_linear
-from model.grm.context import Context
-from model.grm.decoder import Block, Decoder, FeedForward
+from model.grm.decoder import Block, Context, Decoder, FeedForward
 
 
 class Expansion:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +52,7 @@ def test_every_way_to_compute_an_operation_gives_the_same(name: str, dtype: torc
 
 
 def variants(bench: Bench) -> dict[str, searches.Variant]:
-    free = searches.unconstrained(WIDTH, LEVELS, SHAPES.narrow, key=False)
+    free = searches.unconstrained(WIDTH, LEVELS, SHAPES.narrow, key=False, cuda=False)
     caught = searches.constrained(WIDTH, LEVELS, bench.trie, bench.tables)
     return {**free, "ours in a catalogue": caught["ours"], "STATIC-style": caught["STATIC-style"]}
 
@@ -131,7 +133,7 @@ def test_a_variant_that_runs_out_of_memory_is_skipped_with_the_reason() -> None:
     def greedy(_: int) -> None:
         raise torch.cuda.OutOfMemoryError
 
-    found = timing.compare({"ours": lambda i: i, "greedy": greedy}, 4, CPU, 0.01, record=False)
+    found = timing.compare({"ours": lambda i: i, "greedy": greedy}, 4, CPU, 0.01, graphs=False)
     assert found["greedy"] == timing.Skip("out of memory") and isinstance(found["ours"], timing.Timing)
 
 
@@ -196,7 +198,7 @@ def test_a_part_that_dies_is_started_again_behind_the_point_that_killed_it(tmp_p
 
 def test_kill_rules_speak_when_they_are_broken() -> None:
     def row(case: str, variant: str, p50_us: float) -> dict[str, str]:
-        run = {"device": "NVIDIA H200", "preset": "reference", "commit": "abc", "part": "operations", "status": "ok", "over_ours": ""}
+        run = {"device": "NVIDIA H200", "preset": "reference", "commit": "abc", "part": "operations", "status": "ok", "floor_us": ""}
         return run | {"case": case, "batch": "1", "width": "512", "context": "512", "variant": variant, "p50_us": str(p50_us)}
 
     told = report.text([row("proj_pyramid", "ours", 14.0), row("proj_pyramid", "linear", 10.0), row("beam_select", "ours", 40.0)])
@@ -211,3 +213,12 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path, capsys: pytest.Cap
         pytest.skip("there is a GPU")
     assert run.main(["--all", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == run.machine.NO_GPU + "\n"
+
+
+@pytest.mark.integration
+def test_it_needs_nothing_but_torch() -> None:
+    missing = "torchrec", "fbgemm_gpu", "triton", "transformers", "psutil", "pydantic", "numpy", "redis", "jobs"
+    hide = f"import sys; sys.modules.update(dict.fromkeys({missing!r}))"
+    code = f"{hide}; from benchmarks.kernels import run; run.main(['--report', '--out', 'none'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout == "no results\n", done.stderr
