@@ -7,7 +7,6 @@ from torch import Tensor
 
 from kernels import dispatch
 from kernels.trie import cpu
-from kernels.trie.cpu import popcount
 
 
 @torch.library.custom_op("sidstream::trie_child_dense", mutates_args=())
@@ -91,6 +90,3 @@ def _(
     backend: str = "auto",
 ) -> Tensor:
     return torch.empty_like(node, memory_format=torch.contiguous_format)
-
-
-__all__ = ["child_dense", "child_sparse", "popcount"]
