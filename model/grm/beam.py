@@ -105,7 +105,10 @@ class Growing:
         """What may follow each beam: its row int32[M] of a bitmask, and that."""
         if self._trie is None or self._node is None:
             return None, None
-        mask = self._trie.mask(self._node.flatten(), level)
+        flat, bitmask = self._node.flatten(), self._trie.allowed(level)
+        if bitmask is not None:
+            return flat.int(), bitmask
+        mask = self._trie.mask(flat, level)
         return torch.arange(len(mask), dtype=torch.int32, device=mask.device), _packed(mask)
 
 
