@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from kernels.trie.levels import Dense, Sparse
-from kernels.trie.reference import unpack
 
 DENSE_LEVELS = 2
 """Levels with a bitmask: ten bytes for every 32 tokens of every node, worth it while the nodes are few."""
@@ -144,14 +143,14 @@ class Trie:
         return found.live if isinstance(found, Dense) else None
 
     def mask(self, node: Tensor, level: int) -> Tensor:
-        """What may follow each node int64[...], as bool[..., tokens of the level]; nothing follows node -1."""
-        flat, bits, tokens = node.reshape(-1), self.allowed(level), self.code_counts[level]
-        if bits is not None and len(bits):
-            return (unpack(bits[flat.clamp(min=0)], tokens) & (flat >= 0).unsqueeze(-1)).view(*node.shape, tokens)
-        offsets, following = self.children(flat, level)
-        allowed = torch.zeros(len(flat), tokens, dtype=torch.bool, device=node.device)
-        allowed[torch.repeat_interleave(offsets.diff()), following] = True
-        return allowed.view(*node.shape, tokens)
+        """What may follow each node int64[...], as bool[..., tokens of the level]; nothing follows node -1.
+
+        On a GPU it asks for no synchronisation, so a CUDA graph can hold it.
+        """
+        flat, tokens = node.reshape(-1).long(), self.code_counts[level]
+        if not self.levels[level].edges:
+            return torch.zeros(*node.shape, tokens, dtype=torch.bool, device=node.device)
+        return self.levels[level].mask(flat).view(*node.shape, tokens)
 
     def _child(self, node: Tensor, token: Tensor, level: int, dead: bool) -> Tensor:
         if not self.levels[level].edges:

@@ -52,10 +52,11 @@ class Starts:
 
     def parent(self, edge: Tensor) -> Tensor:
         """The node int64[M] that each edge int64[M] starts from."""
-        block = torch.searchsorted(self.base, edge.int(), right=True) - 1
-        node = (block << self.shift).unsqueeze(-1) + torch.arange(1 << self.shift, device=edge.device)
-        begun = (node < len(self.offset)) & (self[node.clamp(max=len(self.offset) - 1)] <= edge.unsqueeze(-1))
-        return (block << self.shift) + begun.sum(-1) - 1
+        node = (torch.searchsorted(self.base, edge.int(), right=True) - 1) << self.shift
+        for step in (1 << power for power in reversed(range(self.shift))):
+            beyond = (node + step).clamp_(max=len(self.offset) - 1)
+            node = torch.where(self[beyond] <= edge, beyond, node)
+        return node
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -79,17 +80,17 @@ class Level:
 
     def alive(self, edge: Tensor) -> Tensor:
         """bool[M]: which of the edges int64[M] are alive."""
-        place = self._place(edge)
-        return (self.live.view(-1)[place // WORD] >> (place % WORD).int() & 1).bool()
+        return _bit(self.live, self._place(edge))
 
     def set_alive(self, edge: Tensor, alive: bool) -> tuple[Level, Tensor]:
         """The level with other edges int64[M] (all different) alive or dead, and those of them that were not so before."""
-        changed = edge[self.alive(edge) != alive]
-        place = self._place(changed)
+        place = self._place(edge)
+        changes = _bit(self.live, place) != alive
+        place = place[changes]
         bit = torch.ones_like(place, dtype=torch.int32) << (place % WORD).int()
         # A bit that is 0 is set by adding it, one that is 1 is cleared by subtracting it: no two edges disturb each other in a word.
         live = self.live.flatten().index_add(0, place // WORD, bit if alive else -bit)
-        return replace(self, live=live.view(self.live.shape)), changed
+        return replace(self, live=live.view(self.live.shape)), edge[changes]
 
     def _place(self, edge: Tensor) -> Tensor:
         raise NotImplementedError
@@ -122,8 +123,11 @@ class Dense(Level):
         live = self.bits if dead else self.live
         return ops.child_dense(node, token, self.bits, self.rank, live, *self.starts.tensors, self.starts.shift, self.vocabulary)
 
+    def mask(self, node: Tensor) -> Tensor:
+        return unpack(self.live[node.clamp(min=0)], self.vocabulary) & (node >= 0).unsqueeze(-1)
+
     def children(self, node: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows = unpack(self.live[node.clamp(min=0)], self.vocabulary) & (node >= 0).unsqueeze(-1)
+        rows = self.mask(node)
         owner, token = rows.nonzero(as_tuple=True)
         offsets = torch.cat([owner.new_zeros(1), rows.sum(1).cumsum(0)])
         return offsets, token, self.child(node[owner], token, dead=False)
@@ -142,12 +146,19 @@ class Dense(Level):
     def _place(self, edge: Tensor) -> Tensor:
         node = self.starts.parent(edge)
         nth = edge - self.starts[node]
-        rank = unsigned(self.rank[node])
-        word = torch.searchsorted(rank, nth.unsqueeze(1), right=True).squeeze(1) - 1
-        within = nth - rank.gather(1, word.unsqueeze(1)).squeeze(1)
-        bits = unpack(self.bits.view(-1)[node * rank.shape[1] + word].unsqueeze(1), WORD)
-        bit = ((bits.cumsum(1) > within.unsqueeze(1)).int()).argmax(1)
-        return (node * rank.shape[1] + word) * WORD + bit
+        words = self.bits.shape[1]
+        # The last word of the row that has at most `nth` bits before it, then the last bit of it of which that is true.
+        word, last = node * words, (node + 1) * words - 1
+        for step in (1 << power for power in reversed(range(words.bit_length()))):
+            beyond = torch.minimum(word + step, last)
+            word = torch.where(unsigned(self.rank.view(-1)[beyond]) <= nth, beyond, word)
+        nth -= unsigned(self.rank.view(-1)[word])
+        bits = self.bits.view(-1)[word]
+        bit = torch.zeros_like(bits)
+        for step in (16, 8, 4, 2, 1):
+            beyond = bit + step
+            bit = torch.where(ops.popcount(bits & ((torch.ones_like(bits) << beyond) - 1)) <= nth, beyond, bit)
+        return word * WORD + bit
 
 
 @dataclass(frozen=True)
@@ -182,6 +193,27 @@ class Sparse(Level):
         edge = edge[alive]
         return kept[offsets], unsigned(self.token[edge]), edge
 
+    def mask(self, node: Tensor) -> Tensor:
+        if node.is_cuda:
+            return self.mask_padded(node)
+        offsets, token, _ = self.children(node)
+        allowed = torch.zeros(len(node), self.vocabulary, dtype=torch.bool, device=node.device)
+        allowed[torch.repeat_interleave(offsets.diff()), token] = True
+        return allowed
+
+    def mask_padded(self, node: Tensor) -> Tensor:
+        """As `mask`, by as many children of every node as the one with most has: more work, of a size that does not depend on the nodes."""
+        known = node.clamp(min=0)
+        first, last = self.starts[known].unsqueeze(1), self.starts[known + 1].unsqueeze(1)
+        edge = first + torch.arange(self.most, device=node.device)
+        there = (edge < last) & (node >= 0).unsqueeze(1)
+        edge = edge.clamp(max=self.edges - 1)
+        there &= self.alive(edge)
+        # What is not there goes to a column that is cut off.
+        token = torch.where(there, unsigned(self.token[edge]), self.vocabulary)
+        allowed = torch.zeros(len(node), self.vocabulary + 1, dtype=torch.bool, device=node.device)
+        return allowed.scatter_(1, token, there)[:, : self.vocabulary]
+
     def any_alive(self, node: Tensor) -> Tensor:
         found = torch.zeros(len(node), dtype=torch.bool, device=node.device)
         first, last = self.starts[node], self.starts[node + 1] - 1
@@ -206,6 +238,10 @@ class Sparse(Level):
 
     def _place(self, edge: Tensor) -> Tensor:
         return edge
+
+
+def _bit(words: Tensor, place: Tensor) -> Tensor:
+    return (words.view(-1)[place // WORD] >> (place % WORD).int() & 1).bool()
 
 
 def _most(counts: Tensor) -> int:

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor
 
 from kernels import beam_attention, beam_topk, context_attention, linear, projection, selection
+from kernels.trie import Trie, cpu, ops
+from kernels.trie.levels import Dense
 from tests.kernels.test_ops import history, mask_of, relative
 from tests.kernels.test_selection import KINDS, assert_same, numbers
+from tests.kernels.test_trie import steps, wide
 
 SEED = 21
 SHAPES = [(1, 1, 1, 1), (2, 3, 63, 5), (1, 16, 100, 33), (2, 16, 256, 16), (1, 33, 1000, 7), (1, 5, 4500, 3)]
@@ -148,3 +151,20 @@ def test_fused_linear(dtype: torch.dtype, plain: bool) -> None:
 def test_more_candidates_than_a_program_holds_are_refused() -> None:
     with pytest.raises(ValueError, match='use backend="torch"'):
         beam_topk(torch.zeros(1, 2, 40000), torch.zeros(1, 2), 4096, backend="triton")
+
+
+@pytest.mark.parametrize("dense_levels", [0, 3])
+def test_a_step_in_the_trie(dense_levels: int) -> None:
+    trie = Trie.build(wide(SEED), (100,) * 3, dense_levels)
+    trie = trie.set_alive(torch.arange(0, len(trie), 2), False)
+    for index, level in enumerate(trie.levels):
+        node, token = steps(trie, index, 301, SEED)
+        assert (node < 0).any() and (token < 0).any() and (token >= 100).any()
+        starts = (*level.starts.tensors, level.starts.shift)
+        if isinstance(level, Dense):
+            dense = (node, token, level.bits, level.rank, level.live, *starts, level.vocabulary)
+            assert torch.equal(ops.child_dense(*dense, "triton"), cpu.child_dense(*dense))
+        else:
+            for live in (level.live, None):
+                sparse = (node, token, level.token, live, *starts, level.most)
+                assert torch.equal(ops.child_sparse(*sparse, "triton"), cpu.child_sparse(*sparse))

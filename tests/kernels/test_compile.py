@@ -106,6 +106,16 @@ def linear_code(norm: bool, folder: Path, arch: int) -> Code:
     return compiled(kernel, types, constants, tile.warps, tile.stages, folder, arch)
 
 
+def trie_code(dense: bool, folder: Path, arch: int) -> Code:
+    from kernels.trie.triton import BLOCK, child_dense_kernel, child_sparse_kernel
+
+    kernel = child_dense_kernel if dense else child_sparse_kernel
+    short = dict.fromkeys(("rank_ptr", "offset_ptr", "tokens_ptr"), "*i16")
+    wide = dict.fromkeys(("child_ptr", "node_ptr", "token_ptr"), "*i64")
+    sizes = {"V": 8192, "WORDS": 256} if dense else {"STEPS": 14, "LIVE": True}
+    return compiled(kernel, pointers(kernel, short | wide, "i32") | {"M": "i32"}, sizes | {"SHIFT": 3, "BLOCK": BLOCK}, 4, 3, folder, arch)
+
+
 PRODUCTS = {
     "projection": lambda *at: projection_code(512, False, *at),
     "masked projection": lambda *at: projection_code(512, True, *at),
@@ -120,6 +130,8 @@ GATHERS = {
     "selection of 512 from one beam": lambda *at: selection_code(1, 512, *at),
     "selection of 1024": lambda *at: selection_code(1024, 1024, *at),
     "beam self-attention": lambda *at: beam_code(3, *at),
+    "dense step in the trie": lambda *at: trie_code(True, *at),
+    "sparse step in the trie": lambda *at: trie_code(False, *at),
 }
 SHARED_LIMIT = 227 * 1024  # bytes of one block on sm_90 and sm_100
 

@@ -1,4 +1,4 @@
-"""The prefix trie against a set of tuples."""
+"""The prefix trie against a set of tuples, and its fast step against the definition."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.trie import Trie
+from kernels.trie import Trie, cpu, ops, reference
+from kernels.trie.levels import Dense, Sparse, Starts
 
 COUNTS = (5, 3, 4)
 SIDS = st.lists(st.tuples(*(st.integers(0, count - 1) for count in COUNTS)), max_size=40)
@@ -18,7 +19,7 @@ def tensor(sids: list[tuple[int, ...]]) -> torch.Tensor:
     return torch.tensor(sids, dtype=torch.int32).view(-1, len(COUNTS))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(sids=SIDS, more=SIDS)
 def test_it_holds_exactly_what_was_put_in(sids: list[tuple[int, ...]], more: list[tuple[int, ...]]) -> None:
     trie = Trie.build(tensor(sids), COUNTS)
@@ -30,7 +31,7 @@ def test_it_holds_exactly_what_was_put_in(sids: list[tuple[int, ...]], more: lis
         assert len(found) == len(expected)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(sids=SIDS)
 def test_what_may_follow_a_prefix_is_what_follows_it_in_some_sid(sids: list[tuple[int, ...]]) -> None:
     trie = Trie.build(tensor(sids), COUNTS)
@@ -90,3 +91,134 @@ def test_a_large_catalogue_agrees_with_a_set_on_members_and_strangers() -> None:
     members = set(map(tuple, sids.tolist()))
     assert bool(trie.contains(sids).all())
     assert trie.contains(strangers).tolist() == [tuple(sid) in members for sid in strangers.tolist()]
+
+
+def wide(seed: int, count: int = 400) -> torch.Tensor:
+    """Skewed SIDs over several words of tokens, some tokens at the edges of words."""
+    generator = torch.Generator().manual_seed(seed)
+    return (100 * torch.rand(count, 3, generator=generator) ** 3).long().clamp(max=99)
+
+
+def same(one: Trie, other: Trie) -> None:
+    """Equal bits in every array."""
+    for mine, its in zip(one.levels, other.levels, strict=True):
+        assert mine.edges == its.edges and mine.nodes == its.nodes
+        for left, right in zip(mine.tensors(), its.tensors(), strict=True):
+            assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("dense_levels", [0, 2, 3])
+def test_ten_thousand_random_updates_end_where_a_rebuild_does(dense_levels: int) -> None:
+    chance = np.random.default_rng(3)
+    trie = Trie.build(wide(3), (100,) * 3, dense_levels)
+    everything, alive = trie.sids, np.ones(len(trie), bool)
+    for turn in range(100):
+        leaves, on = chance.choice(len(trie), 100), bool(chance.random() < 0.45)
+        trie = trie.set_alive(torch.from_numpy(leaves), on)
+        alive[leaves] = on
+        if turn % 10 == 0:
+            left = Trie.build(everything[torch.from_numpy(alive)], (100,) * 3, dense_levels)
+            assert trie.contains(everything).tolist() == alive.tolist() == trie.alive.tolist()
+            for level in range(3):
+                prefixes = torch.unique(everything[:, : level + 1], dim=0)[:, :level]
+                assert torch.equal(trie.mask(trie.walk(prefixes), level), left.mask(left.walk(prefixes), level))
+                assert all(map(torch.equal, trie.children(trie.walk(prefixes), level), left.children(left.walk(prefixes), level)))
+    same(trie.set_alive(torch.arange(len(trie)), True), Trie.build(everything, (100,) * 3, dense_levels))
+
+
+@settings(max_examples=12, deadline=None)
+@given(sids=SIDS, more=SIDS, data=st.data())
+def test_dense_and_sparse_levels_agree_through_updates(
+    sids: list[tuple[int, ...]], more: list[tuple[int, ...]], data: st.DataObject
+) -> None:
+    tries = [Trie.build(tensor(sids), COUNTS, dense_levels) for dense_levels in (0, 1, 3)]
+    if len(tries[0]):
+        off = data.draw(st.lists(st.integers(0, len(tries[0]) - 1)))
+        tries = [trie.set_alive(torch.tensor(off, dtype=torch.int64), False) for trie in tries]
+    dead = set(map(tuple, tries[0].sids[~tries[0].alive].tolist()))
+    tries += [trie.append(tensor(more)) for trie in tries]
+    everything = torch.tensor(list(np.ndindex(*COUNTS)))
+    for trie, live in zip(tries, [set(sids) - dead] * 3 + [(set(sids) - dead) | set(more)] * 3, strict=True):
+        assert trie.contains(everything).tolist() == [sid in live for sid in np.ndindex(*COUNTS)]
+        assert trie.leaf(trie.sids).tolist() == list(range(len(trie)))
+        for level in range(len(COUNTS)):
+            node = torch.tensor([-1, *range(trie.levels[level].nodes)])
+            offsets, tokens, children = trie.expand(node, level)
+            owner = torch.repeat_interleave(offsets.diff())
+            assert torch.equal(trie.child(node[owner], tokens, level), children)
+            assert int(trie.mask(node, level).sum()) == len(tokens) and not trie.mask(node, level)[0].any()
+            sparse = trie.levels[level]
+            if isinstance(sparse, Sparse) and sparse.edges:
+                assert torch.equal(sparse.mask_padded(node), sparse.mask(node))
+
+
+def test_a_prefix_without_a_live_sid_is_not_allowed_until_one_comes_back() -> None:
+    trie = Trie.build(torch.tensor([[0, 0, 0], [0, 0, 3], [0, 2, 1], [4, 1, 1]]), COUNTS)
+    off = trie.set_alive(torch.tensor([0, 1, 3]), False)
+    words = [int(level[0, 0]) for level in (trie.allowed(0), off.allowed(0)) if level is not None]
+    assert words == [0b10001, 0b00001] and off.allowed(2) is None
+    assert off.mask(off.walk(torch.tensor([[0]])), 1).tolist() == [[False, False, True]]
+    assert off.set_alive(torch.tensor([1]), True).mask(off.root(1)[0], 0).tolist() == [[True, False, False, False, False]]
+    assert trie.contains(trie.sids).all(), "the trie that the change was made from is another one now"
+
+
+def test_a_leaf_that_is_none_is_refused() -> None:
+    trie = Trie.build(torch.tensor([[0, 0, 0]]), COUNTS)
+    for leaf in (-1, 1):
+        with pytest.raises(ValueError, match=f"leaf {leaf}: 0 ≤ leaf < 1"):
+            trie.set_alive(torch.tensor([leaf]), False)
+
+
+def test_the_largest_vocabulary_fits_its_16_bits() -> None:
+    sids = torch.tensor([[65535, 65535], [65535, 0], [0, 65535], [40000, 32768]])
+    for dense_levels in (0, 1):
+        trie = Trie.build(sids, (65536, 65536), dense_levels)
+        assert trie.contains(sids).all() and not trie.contains(sids.flip(0).roll(1, 1)).all()
+        assert sorted(trie.sids.tolist()) == sorted(sids.tolist())
+
+
+def test_starts_give_back_the_node_of_every_edge() -> None:
+    for vocabulary in (9, 9000, 60000):
+        counts = torch.randint(1, 9, (61,), generator=torch.Generator().manual_seed(4))
+        starts = Starts.of(counts, vocabulary)
+        assert torch.equal(starts.all(), torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]))
+        assert torch.equal(starts.parent(torch.arange(int(counts.sum()))), torch.repeat_interleave(counts))
+
+
+def steps(trie: Trie, level: int, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Nodes and tokens of a level: about half lead on, some are outside; the second beam is dead."""
+    generator = torch.Generator().manual_seed(seed)
+    node = torch.randint(-1, trie.levels[level].nodes, (count,), generator=generator)
+    token = torch.randint(-2, trie.code_counts[level] + 2, (count,), generator=generator)
+    sids = trie.sids[torch.randint(0, len(trie), (count,), generator=generator)]
+    node[1] = -1
+    half = torch.arange(count) % 2 == 0
+    return torch.where(half, trie.leaf(sids[:, :level]), node), torch.where(half, sids[:, level], token)
+
+
+@pytest.mark.parametrize("dense_levels", [0, 3])
+def test_the_fast_step_is_the_definition(dense_levels: int) -> None:
+    trie = Trie.build(wide(5), (100,) * 3, dense_levels)
+    trie = trie.set_alive(torch.arange(0, len(trie), 2), False)
+    for index, level in enumerate(trie.levels):
+        node, token = steps(trie, index, 64, 6)
+        starts = (*level.starts.tensors, level.starts.shift)
+        if isinstance(level, Dense):
+            for live in (level.live, level.bits):
+                found = cpu.child_dense(node, token, level.bits, level.rank, live, *starts, level.vocabulary)
+                assert torch.equal(found, reference.child_dense(node, token, level.bits, level.rank, live, *starts, level.vocabulary))
+        if isinstance(level, Sparse):
+            for living in (level.live, None):
+                found = cpu.child_sparse(node, token, level.token, living, *starts, level.most)
+                assert torch.equal(found, reference.child_sparse(node, token, level.token, living, *starts, level.most))
+
+
+def test_torch_knows_what_a_step_makes() -> None:
+    trie = Trie.build(wide(7), (100,) * 3, 1)
+    node, token = steps(trie, 1, 8, 8)
+    dense, sparse = trie.levels[0], trie.levels[1]
+    assert isinstance(dense, Dense) and isinstance(sparse, Sparse)
+    starts = (*sparse.starts.tensors, sparse.starts.shift)
+    torch.library.opcheck(ops.child_sparse, (node, token, sparse.token, sparse.live, *starts, sparse.most))
+    starts = (*dense.starts.tensors, dense.starts.shift)
+    torch.library.opcheck(ops.child_dense, (node * 0, token, dense.bits, dense.rank, dense.live, *starts, dense.vocabulary))
