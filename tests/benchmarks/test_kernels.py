@@ -75,7 +75,6 @@ def test_a_search_in_a_catalogue_finds_only_what_is_in_it(bench: Bench) -> None:
 
 @pytest.mark.integration
 def test_hugging_face_generate_finds_what_our_search_finds(bench: Bench) -> None:
-    pytest.importorskip("transformers", reason="transformers is not installed")
     inputs = model.contexts(TINY, 2, 9, CPU, torch.float32)
     sids, score = searches.generated(WIDTH, LEVELS).build(bench.decoder, inputs)(1)
     expected, expected_score = searches.ours((WIDTH,) * LEVELS).build(bench.decoder, inputs)(1)
@@ -207,9 +206,8 @@ def test_kill_rules_speak_when_they_are_broken() -> None:
     assert outcome["whole search, batch 64"] == "not measured"
 
 
-def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+def test_without_a_gpu_it_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run.main(["--all", "--out", str(tmp_path)]) == 2
     assert capsys.readouterr().err == run.machine.NO_GPU + "\n"
 
