@@ -31,12 +31,24 @@ class GrmPolicy:
         """(SIDs int64[B, W, L], log-probabilities float32[B, W]), best first; −∞ where there is no further beam."""
         with torch.no_grad():  # not inference mode: FBGEMM's CPU lookup is reached through autograd only
             batch = collate(people, self._vocabulary, self._grm.config).to(self._device)
-            beams = self._search(batch, [width] * self._grm.config.levels)
+            avoid = [prefixes.to(self._device) for prefixes in _by_length([person.avoid for person in people])]
+            beams = self._search(batch, [width] * self._grm.config.levels, avoid=avoid)
         return beams.sids.cpu().numpy(), beams.log_prob.cpu().numpy()
 
     def learn(self, item_id: int, sid: Codes) -> None:
         """Know a new video, so that it means something in a history."""
         self._vocabulary.learn(item_id, sid)
+
+
+def _by_length(avoided: Sequence[Sequence[Codes]]) -> list[torch.Tensor]:
+    """int64[B, n, length] for every length that somebody avoids, filled up with -1."""
+    lengths = sorted({len(prefix) for one in avoided for prefix in one})
+    lists = [[[prefix for prefix in one if len(prefix) == length] for one in avoided] for length in lengths]
+    most = [max(map(len, rows)) for rows in lists]
+    return [
+        torch.tensor([[*row, *[(-1,) * length] * (room - len(row))] for row in rows])
+        for length, rows, room in zip(lengths, lists, most, strict=True)
+    ]
 
 
 def moved(grm: Grm, device: torch.device) -> Grm:

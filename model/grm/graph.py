@@ -22,7 +22,7 @@ from model.grm.model import Grm
 from model.grm.recall import Memory
 
 POSITIONS = 64
-"""Contexts are padded to a multiple of it, batches to a power of two."""
+"""Contexts and lists to avoid are padded to a multiple of it, batches to a power of two."""
 
 
 class BeamGraph:
@@ -41,33 +41,36 @@ class BeamGraph:
             raise ValueError(f"a model of {grm.config.experts} experts has no static shapes: search it with Grm.beam")
         self._grm = grm
         self._trie = trie
-        self._calls: dict[tuple[int, ...], StaticCall] = {}
+        self._calls: dict[tuple[object, ...], StaticCall] = {}
 
     @torch.no_grad()
-    def __call__(self, batch: GrmBatch, widths: Sequence[int]) -> Beams:
+    def __call__(self, batch: GrmBatch, widths: Sequence[int], avoid: Sequence[Tensor] = ()) -> Beams:
         """See `Grm.beam`."""
         batch = self._grm.resolve(batch)
         context, followed = self._grm.context(batch), self._grm.followers.read(batch.memory)
         parts = [*self._shared(context), context.bias, batch.memory.codes, batch.memory.liked, followed.codes, followed.weight]
         rows, positions = batch.mask.shape
-        bucket = 1 << (rows - 1).bit_length(), -(-positions // POSITIONS) * POSITIONS
-        call = self._calls.get((*bucket, *widths))
+        bucket = 1 << (rows - 1).bit_length(), _padded(positions)
+        lists = [(_padded(prefixes.shape[1]), prefixes.shape[2]) for prefixes in avoid]
+        key = *bucket, tuple(lists), *widths
+        call = self._calls.get(key)
         if call is None:
-            call = StaticCall(partial(self._search, tuple(widths)), self._buffers(parts, *bucket))
-            self._calls[*bucket, *widths] = call
-        for buffer, part, nothing in zip(call.inputs, parts, self._nothing(), strict=True):
+            room = [prefixes.new_zeros(bucket[0], *size) for prefixes, size in zip(avoid, lists, strict=True)]
+            call = StaticCall(partial(self._search, tuple(widths), len(parts)), [*self._buffers(parts, *bucket), *room])
+            self._calls[key] = call
+        for buffer, part, nothing in zip(call.inputs, [*parts, *avoid], [*self._nothing(), *[-1] * len(avoid)], strict=True):
             buffer.fill_(nothing)
             buffer[tuple(slice(size) for size in part.shape)].copy_(part)
         sids, log_prob = call.run()
         return Beams(sids[:rows].clone(), log_prob[:rows].clone())
 
-    def _search(self, widths: tuple[int, ...], *parts: Tensor) -> tuple[Tensor, Tensor]:
-        *shared, bias, codes, liked, followed, weight = parts
+    def _search(self, widths: tuple[int, ...], known: int, *parts: Tensor) -> tuple[Tensor, Tensor]:
+        *shared, bias, codes, liked, followed, weight = parts[:known]
         chunks = len(shared) // self._grm.config.context_splits
         context = Context(tuple(shared[:chunks]), tuple(shared[-chunks:]), bias)
         # Which videos they were is asked outside only.
         memory = Memory(codes, liked, codes[..., 0])
-        beams = self._grm.search(context, memory, Followers(followed, weight), widths, self._trie)
+        beams = self._grm.search(context, memory, Followers(followed, weight), widths, self._trie, parts[known:])
         return beams.sids, beams.log_prob
 
     def _shared(self, context: Context) -> tuple[Tensor, ...]:
@@ -92,3 +95,7 @@ class BeamGraph:
         """What stands in each part where a row or a position is none."""
         shared = self._grm.config.context_layers * self._grm.config.context_splits
         return [0.0] * shared + [-torch.inf, -1, 0, -1, 0.0]
+
+
+def _padded(count: int) -> int:
+    return -(-count // POSITIONS) * POSITIONS

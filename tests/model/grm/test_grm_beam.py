@@ -165,6 +165,31 @@ def test_each_level_keeps_what_a_search_in_float64_with_a_dictionary_keeps(train
             )
 
 
+def test_what_is_avoided_is_not_found_and_nothing_else_is_lost(trained: Grm, world: SmallWorld) -> None:
+    asked = people(2)
+    batch = collate(asked, world.vocabulary, trained.config)
+    whole = torch.tensor([[EVERY_SID[0], EVERY_SID[7]], [EVERY_SID[9], (-1, -1, -1)]])
+    begun = torch.tensor([[(0, 1), (-1, -1)], [(1, 2), (1, 3)]])
+    found = trained.beam(batch, [6, 30, 20], avoid=[whole, begun])
+    for row, person in enumerate(asked):
+        avoided = {tuple(sid) for sid in whole[row].tolist()}, {tuple(prefix) for prefix in begun[row].tolist()}
+        allowed = [index for index, sid in enumerate(EVERY_SID) if sid not in avoided[0] and sid[:2] not in avoided[1]]
+        score, order = exhaustive(trained, person)[allowed].topk(20)
+        assert found.sids[row].tolist() == [list(EVERY_SID[allowed[index]]) for index in order]
+        torch.testing.assert_close(found.log_prob[row], score, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", [slice(None, None, 2), slice(3, None, 11)])
+def test_a_trie_and_what_is_avoided_hold_together(trained: Grm, world: SmallWorld, kept: slice) -> None:
+    batch = collate(people(2), world.vocabulary, trained.config)
+    existing = torch.tensor(EVERY_SID[kept])
+    some = existing[:3].expand(2, -1, -1)
+    found = trained.beam(batch, [6, 30, 60], Trie.build(existing, CODES), [some])
+    expected = trained.beam(batch, [6, 30, 60], Trie.build(existing[3:], CODES))
+    assert torch.equal(found.sids, expected.sids)
+    assert torch.equal(found.log_prob, expected.log_prob)
+
+
 def test_fewer_results_are_the_first_of_more(trained: Grm, world: SmallWorld) -> None:
     batch = collate(people(2), world.vocabulary, trained.config)
     few, many = trained.beam(batch, [3, 5, 6]), trained.beam(batch, [3, 5, 12])
@@ -189,7 +214,8 @@ def test_static_shapes_find_what_shapes_of_their_own_find(changes: dict[str, int
     graph = BeamGraph(model)
     for count in (4, 3, 1, 4):  # what an earlier, larger batch left in the buffers must not be seen
         batch = collate(people(count), world.vocabulary, model.config)
-        found, expected = graph(batch, [4, 6, 8]), model.beam(batch, [4, 6, 8])
+        avoid = [model.beam(batch, [4, 6, 8]).sids[:, : 2 * count]] if count > 1 else []
+        found, expected = graph(batch, [4, 6, 8], avoid), model.beam(batch, [4, 6, 8], avoid=avoid)
         assert torch.equal(found.sids, expected.sids)
         torch.testing.assert_close(found.log_prob, expected.log_prob, rtol=1e-5, atol=1e-5)
 
