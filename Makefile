@@ -33,7 +33,7 @@ unit: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --ignore=tests/integration -m "not integration and not fault"
 
 integration: setup
-	@$(BIN)/python -m pytest -n 2 --dist loadfile -m "(integration or fault) and not whole_machine" --durations=15
+	@$(BIN)/python -m pytest -n 3 --dist loadfile -m "(integration or fault) and not whole_machine" --durations=15
 	@$(BIN)/python -m pytest -m whole_machine --durations=5
 
 $(STAMP): $(LISTS) pyproject.toml jobs/local/jars.lock

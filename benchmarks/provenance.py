@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.command import command
 from jobs.report import commit, machine
 
 RESULTS = Path(__file__).parent / "results"
@@ -19,7 +19,7 @@ def facts(name: str, packages: tuple[str, ...] = ()) -> dict[str, Any]:
     return {
         "machine": machine(),
         "commit": commit(),
-        "command": "python -m " + " ".join([f"benchmarks.{name}", *sys.argv[1:]]),
+        "command": command(name),
         "day": datetime.now(UTC).date().isoformat(),
         "versions": {package: version(package) for package in packages},
     }

@@ -7,7 +7,8 @@ have a video are held as one float32 matrix that grows as videos come.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ class Shelf:
         self._lock = threading.Lock()
         self._rows: dict[Codes, int] = {}
         self._by_row: list[tuple[CachedVideo, ...]] = []
+        self._siblings: defaultdict[Codes, list[int]] = defaultdict(list)  # rows of the SIDs that differ in their last code alone
         self._by_item: dict[int, CachedVideo] = {}
         self._generated = 0
         self._places = torch.empty(0, 0)  # float32[capacity, d]; the first len(_by_row) rows count
@@ -76,6 +78,17 @@ class Shelf:
         _, rows = nearest(queries, places[:known], min(k, known))
         return [[video for row in found for video in self._by_row[row]] for found in rows.tolist()]
 
+    def used_up(self, items: Collection[int]) -> list[Codes]:
+        """SIDs of which `items` are all the videos, and, without its last code, what begins no SID that has another video."""
+        with self._lock:
+            sids = {video.sid for item in items if (video := self._by_item.get(item)) is not None}
+            spent = {sid for sid in sids if self._only(self._rows[sid], items)}
+            begun = {sid[:-1] for sid in spent}
+            return [*spent, *(prefix for prefix in begun if all(self._only(row, items) for row in self._siblings[prefix]))]
+
+    def _only(self, row: int, items: Collection[int]) -> bool:
+        return all(video.item_id in items for video in self._by_row[row])
+
     def _grow(self, sids: list[Codes]) -> None:
         rows = torch.from_numpy(self._place(np.asarray(sids, dtype=np.int32)))
         known, needed = len(self._by_row), len(self._by_row) + len(sids)
@@ -87,4 +100,5 @@ class Shelf:
         self._places[known:needed] = rows
         for offset, sid in enumerate(sids):
             self._rows[sid] = known + offset
+            self._siblings[sid[:-1]].append(known + offset)
             self._by_row.append(())

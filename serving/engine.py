@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -95,7 +95,12 @@ class Engine:
         contexts = self._contexts([ask.user_id for ask in asks])
         read = time.monotonic()
         now_ms = time.time_ns() // 1_000_000
-        people = [Person(ask.user_id, now_ms, context or Context(), ask.scene) for ask, context in zip(asks, contexts, strict=True)]
+        shelf = serving.codebook.shelf
+        known = [_known(ask, context) for ask, context in zip(asks, contexts, strict=True)]
+        people = [
+            Person(ask.user_id, now_ms, context or Context(), ask.scene, shelf.used_up(seen | ask.exclude))
+            for ask, context, seen in zip(asks, contexts, known, strict=True)
+        ]
         try:
             sids, log_prob = serving.policy.beam(people, width)
         except Exception as error:
@@ -108,7 +113,7 @@ class Engine:
         found = {lookup.sid: lookup for lookup in self._cache.lookup(serving.codebook.version, distinct)}
         looked_up = time.monotonic()
         near = self._neighbours(serving, beams, found)
-        feeds = [self._compose(serving, ask, context, beam, found, near) for ask, context, beam in zip(asks, contexts, beams, strict=True)]
+        feeds = [self._compose(serving, ask, seen, beam, found, near) for ask, seen, beam in zip(asks, known, beams, strict=True)]
         composed = time.monotonic()
         stages = {"features": read - started, "beam": searched - read, "cache": looked_up - searched, "policy": composed - looked_up}
         for stage, took in stages.items():
@@ -142,7 +147,7 @@ class Engine:
         self,
         serving: Serving,
         ask: Ask,
-        context: Context | None,
+        seen: Collection[int],
         beam: Sequence[tuple[Codes, float]],
         found: Mapping[Codes, Lookup],
         near: Mapping[Codes, Sequence[CachedVideo]],
@@ -154,16 +159,21 @@ class Engine:
         if len(filler) < needed:
             everything = shelf.items()
             filler += self._chance.sample(everything, min(needed, len(everything)))
-        history = [entry.item_id for entry in context.history[:SEEN_IN_HISTORY]] if context is not None else []
         return compose(
             [Candidate(sid, score, found[sid], near.get(sid, ())) for sid, score in beam],
             filler,
             count=ask.count,
             content_levels=serving.codebook.content_levels,
             exclude=ask.exclude,
-            seen={*ask.seen, *history},
+            seen=seen,
             user_id=ask.user_id,
         )
+
+
+def _known(ask: Ask, context: Context | None) -> frozenset[int]:
+    """Items that the person was served or watched lately."""
+    history = context.history[:SEEN_IN_HISTORY] if context is not None else []
+    return frozenset(ask.seen).union(entry.item_id for entry in history)
 
 
 def _legal(sids: np.ndarray, log_prob: np.ndarray) -> list[tuple[Codes, float]]:

@@ -29,12 +29,14 @@ ATTEMPTS: Final = 3  # a store over the network may fail for a moment; a version
 
 @dataclass(frozen=True)
 class Person:
-    """Whom a feed is for, as the model sees them: a row of its batch. `ts` is now, ms UTC."""
+    """Whom a feed is for, as the model sees them: a row of its batch. `ts` is now, ms UTC; `avoid` are SIDs, or beginnings of them, that
+    would not help."""
 
     user_id: int
     ts: int
     context: Context
     scene: str = ""
+    avoid: Sequence[Codes] = ()
 
 
 class Policy(Protocol):

@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from model.grm.graph import BeamGraph
 from model.grm.inputs import Vocabulary, collate
 from model.grm.model import Grm
+from model.online.publish import restore
 from serving.cache import Codes
 from serving.model import Person
 
@@ -20,15 +22,39 @@ class GrmPolicy:
     def __init__(self, version: str, grm: Grm, vocabulary: Vocabulary) -> None:
         self.version = version
         self._grm = grm.eval()
+        self._device = grm.decoder.start.device
+        graphed = self._device.type == "cuda" and not grm.config.experts
+        self._search = BeamGraph(grm) if graphed else grm.beam
         self._vocabulary = vocabulary
 
     def beam(self, people: Sequence[Person], width: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """(SIDs int64[B, W, L], log-probabilities float32[B, W]), best first; −∞ where there is no further beam."""
         with torch.no_grad():  # not inference mode: FBGEMM's CPU lookup is reached through autograd only
-            batch = collate(people, self._vocabulary, self._grm.config)
-            beams = self._grm.beam(batch, [width] * self._grm.config.levels)
-        return beams.sids.numpy(), beams.log_prob.numpy()
+            batch = collate(people, self._vocabulary, self._grm.config).to(self._device)
+            avoid = [prefixes.to(self._device) for prefixes in _by_length([person.avoid for person in people])]
+            beams = self._search(batch, [width] * self._grm.config.levels, avoid=avoid)
+        return beams.sids.cpu().numpy(), beams.log_prob.cpu().numpy()
 
     def learn(self, item_id: int, sid: Codes) -> None:
         """Know a new video, so that it means something in a history."""
         self._vocabulary.learn(item_id, sid)
+
+
+def _by_length(avoided: Sequence[Sequence[Codes]]) -> list[torch.Tensor]:
+    """int64[B, n, length] for every length that somebody avoids, filled up with -1."""
+    lengths = sorted({len(prefix) for one in avoided for prefix in one})
+    lists = [[[prefix for prefix in one if len(prefix) == length] for one in avoided] for length in lengths]
+    most = [max(map(len, rows)) for rows in lists]
+    return [
+        torch.tensor([[*row, *[(-1,) * length] * (room - len(row))] for row in rows])
+        for length, rows, room in zip(lengths, lists, most, strict=True)
+    ]
+
+
+def moved(grm: Grm, device: torch.device) -> Grm:
+    """The model where it is to serve: itself, or a copy on another device."""
+    if grm.decoder.start.device.type == device.type:
+        return grm
+    copy = Grm(grm.config, device)
+    restore(copy, dict(grm.dense_parameters()), grm.tables())
+    return copy

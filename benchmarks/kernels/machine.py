@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import platform
 import subprocess
-import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+
+from benchmarks.command import command
 
 NO_GPU = "there is no GPU: run this where torch sees one, or try the program here with --device cpu --preset laptop --quick"
 
@@ -38,7 +39,7 @@ def facts(on: torch.device, preset: str, dtype: torch.dtype) -> dict[str, str]:
         "preset": preset,
         "dtype": str(dtype).removeprefix("torch."),
         "commit": _commit(),
-        "command": "python -m benchmarks.kernels.run " + " ".join(sys.argv[1:]),
+        "command": command("kernels.run"),
         "day": datetime.now(UTC).date().isoformat(),
         "torch": torch.__version__,
         "triton": _version("triton"),

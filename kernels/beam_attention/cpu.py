@@ -22,8 +22,8 @@ def beam_self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Te
     first = torch.arange(0, batch * steps * slots, slots, device=qkv.device, dtype=ancestors.dtype).view(batch, 1, steps)
     place = (torch.cat([ancestors[:, :step, :beams], itself], 1).transpose(1, 2) + first[..., : step + 1]).flatten()
     past, seen = (
-        side.view(-1, groups * width).index_select(0, place).view(batch * beams, step + 1, groups, width).transpose(1, 2)
+        side.view(-1, groups * width).index_select(0, place).view(-1, step + 1, groups, width).transpose(1, 2).flatten(0, 1)
         for side in (keys, values)
     )
-    scores = (query.reshape(batch * beams, groups, heads // groups, width) @ past.transpose(2, 3)).mul_(width**-0.5)
-    return (torch.softmax(scores, -1) @ seen).view(batch, beams, heads * width)
+    scores = torch.bmm(query.reshape(-1, heads // groups, width), past.transpose(1, 2)).mul_(width**-0.5)
+    return torch.bmm(torch.softmax(scores, -1), seen).view(batch, beams, heads * width)

@@ -119,16 +119,7 @@ def _proj_pyramid(
 
 
 @_proj_pyramid.register_fake
-def _(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    extra: Tensor | None,
-    node: Tensor | None,
-    bitmask: Tensor | None,
-    normalizer: str,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(hidden: Tensor, weight: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows, vocabulary = hidden.shape[0], weight.shape[0]
     dtype = torch.float64 if hidden.dtype == torch.float64 else torch.float32
     return hidden.new_empty(rows, vocabulary, dtype=dtype), *_empty(hidden, rows, vocabulary, dtype)

@@ -20,8 +20,10 @@ from kernels.selection.reference import present
 
 # Columns per maximum: measured best of 16 to 128 on a CPU.
 GROUP = 64
+# Maxima per maximum of theirs.
+COARSER = 16
 # Numbers in one block of rows: its exponentials stay in the cache between the passes over them.
-BLOCK = 1 << 19
+BLOCK = 1 << 18
 # Below this many numbers torch sums a lone row in one pass, as it does rows in company; above it splits the row among threads.
 ONE_PASS = 1 << 15
 # Up to so many candidates of a request, ranking all is quicker than finding out which ones to rank.
@@ -44,7 +46,7 @@ def beam_topk(logits: Tensor, cumulative: Tensor, k: int, normalize: bool) -> tu
         maxima, normalizer = _scan(values, normalize)
     if normalizer is not None:
         offset = offset - normalizer.view(batch, beams)
-    return _descend([(maxima, GROUP)], values, valid(offset), k)
+    return _descend([(group_maxima(maxima, COARSER), COARSER), (maxima, GROUP)], values, valid(offset), k)
 
 
 def beam_select(

@@ -7,13 +7,14 @@ edges shares the structure of the one that it was made from.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from kernels import dispatch
-from kernels.trie import cpu, ops
+from kernels.trie import ops
+from kernels.trie.cpu import popcount
 from kernels.trie.reference import WORD, gather_start, unpack, unsigned
 
 SHIFT = 3
@@ -65,7 +66,7 @@ class Starts:
 
 
 @dataclass(frozen=True)
-class Level:
+class Level(ABC):
     """What both kinds of level have.
 
     vocabulary: tokens of the level. nodes: those that its edges start from. edges: their number, alive or not. most: children of a node, at
@@ -93,8 +94,9 @@ class Level:
         live = self.live.flatten().index_add(0, place // WORD, bit if alive else -bit)
         return replace(self, live=live.view(self.live.shape)), edge[changes]
 
+    @abstractmethod
     def _place(self, edge: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The bit of `live` int64[M] of each edge int64[M]."""
 
 
 @dataclass(frozen=True)
@@ -116,14 +118,13 @@ class Dense(Level):
         bits = torch.zeros(nodes * words, dtype=torch.int32, device=token.device)
         bits.index_add_(0, owner * words + token // WORD, torch.ones_like(token, dtype=torch.int32) << (token % WORD).int())
         bits = bits.view(nodes, words)
-        in_word = cpu.popcount(bits)
+        in_word = popcount(bits)
         rank = (in_word.cumsum(1) - in_word).to(torch.int16)
         return cls(vocabulary, nodes, len(token), _most(counts), Starts.of(counts, vocabulary), bits, bits, rank)
 
     def child(self, node: Tensor, token: Tensor, dead: bool) -> Tensor:
         live = self.bits if dead else self.live
-        step = cpu.child_dense if dispatch.direct("auto", node) else ops.child_dense
-        return step(node, token, self.bits, self.rank, live, *self.starts.tensors, self.starts.shift, self.vocabulary)
+        return ops.child_dense(node, token, self.bits, self.rank, live, *self.starts.tensors, self.starts.shift, self.vocabulary)
 
     def mask(self, node: Tensor) -> Tensor:
         return unpack(self.live[node.clamp(min=0)], self.vocabulary) & (node >= 0).unsqueeze(-1)
@@ -159,7 +160,7 @@ class Dense(Level):
         bit = torch.zeros_like(bits)
         for step in (16, 8, 4, 2, 1):
             beyond = bit + step
-            bit = torch.where(cpu.popcount(bits & ((torch.ones_like(bits) << beyond) - 1)) <= nth, beyond, bit)
+            bit = torch.where(popcount(bits & ((torch.ones_like(bits) << beyond) - 1)) <= nth, beyond, bit)
         return word * WORD + bit
 
 
@@ -181,8 +182,7 @@ class Sparse(Level):
 
     def child(self, node: Tensor, token: Tensor, dead: bool) -> Tensor:
         live = None if dead else self.live
-        step = cpu.child_sparse if dispatch.direct("auto", node) else ops.child_sparse
-        return step(node, token, self.token, live, *self.starts.tensors, self.starts.shift, self.most)
+        return ops.child_sparse(node, token, self.token, live, *self.starts.tensors, self.starts.shift, self.most)
 
     def children(self, node: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         known = node.clamp(min=0)

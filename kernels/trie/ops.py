@@ -62,31 +62,6 @@ def child_sparse(
 
 
 @child_dense.register_fake
-def _(
-    node: Tensor,
-    token: Tensor,
-    bits: Tensor,
-    rank: Tensor,
-    live: Tensor,
-    base: Tensor,
-    offset: Tensor,
-    shift: int,
-    vocabulary: int,
-    backend: str = "auto",
-) -> Tensor:
-    return torch.empty_like(node, memory_format=torch.contiguous_format)
-
-
 @child_sparse.register_fake
-def _(
-    node: Tensor,
-    token: Tensor,
-    tokens: Tensor,
-    live: Tensor | None,
-    base: Tensor,
-    offset: Tensor,
-    shift: int,
-    most: int,
-    backend: str = "auto",
-) -> Tensor:
+def _(node: Tensor, *_: object) -> Tensor:
     return torch.empty_like(node, memory_format=torch.contiguous_format)

@@ -34,20 +34,29 @@ Prior = Callable[[Tensor], Tensor]
 """Logits float[B, W, codes] that follow codes int64[B, W, level], to be added to the decoder's."""
 
 
-def search(decoder: Decoder, priors: Sequence[Prior], context: Context, widths: Sequence[int], trie: Trie | None = None) -> Beams:
+def search(
+    decoder: Decoder,
+    priors: Sequence[Prior],
+    context: Context,
+    widths: Sequence[int],
+    trie: Trie | None = None,
+    avoid: Sequence[Tensor] = (),
+) -> Beams:
     """Exact when every width is at least the number of prefixes of its level.
 
-    Probabilities are normalised over the whole codebook, with a trie too: it decides what may be said, not how likely it is.
+    Probabilities are normalised over the whole codebook, also with a trie or something to avoid: both decide what may be said, not how
+    likely it is.
 
     Args:
         widths: beams kept after each level; the last is the number of results.
+        avoid: int64[B, n, length] for some lengths: beams that each request does not go on with, prefixes or whole SIDs; -1 where fewer.
 
     Raises:
         ValueError: not one positive width per level.
     """
     kept = _kept(decoder.config, widths)
     with torch.inference_mode():
-        growing = Growing(decoder, priors, context, max(kept[:-1], default=1), trie)
+        growing = Growing(decoder, priors, context, max(kept[:-1], default=1), trie, avoid)
         for width in kept:
             growing.keep(*growing.select(width))
         sids = growing.codes.masked_fill((growing.score == -torch.inf).unsqueeze(-1), -1)
@@ -60,15 +69,25 @@ class Growing:
 
     Args:
         slots: the most beams of a request that are continued after any level.
+        avoid: see `search`.
 
     Attributes:
         codes: int64[B, W, level], of the beams so far.
         score: float32[B, W] (float64 for such a decoder), their log-probability.
     """
 
-    def __init__(self, decoder: Decoder, priors: Sequence[Prior], context: Context, slots: int, trie: Trie | None) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        priors: Sequence[Prior],
+        context: Context,
+        slots: int,
+        trie: Trie | None = None,
+        avoid: Sequence[Tensor] = (),
+    ) -> None:
         batch, device = len(context.bias), context.bias.device
         self._decoder, self._priors, self._trie = decoder, priors, trie
+        self._avoid = {prefixes.shape[-1]: prefixes for prefixes in avoid}
         self._expansion = Expansion(decoder, context, slots)
         self._node = None if trie is None else trie.root(batch)
         self.codes = torch.zeros(batch, 1, 0, dtype=torch.int64, device=device)
@@ -103,9 +122,22 @@ class Growing:
 
     def _allowed(self, level: int) -> tuple[Tensor | None, Tensor | None]:
         """What may follow each beam: its row int32[M] of a bitmask, and that."""
+        prefixes = self._avoid.get(level + 1)
+        if prefixes is None:
+            return self._in_trie(level)
+        mask = _packed(~_continuing(self.codes, prefixes, self._decoder.config.codes[level]).flatten(0, 1))
+        row, bitmask = self._in_trie(level)
+        if row is not None and bitmask is not None:
+            mask &= bitmask[row.long()]
+        return torch.arange(len(mask), dtype=torch.int32, device=mask.device), mask
+
+    def _in_trie(self, level: int) -> tuple[Tensor | None, Tensor | None]:
         if self._trie is None or self._node is None:
             return None, None
-        mask = self._trie.mask(self._node.flatten(), level)
+        flat, bitmask = self._node.flatten(), self._trie.allowed(level)
+        if bitmask is not None:
+            return flat.int(), bitmask
+        mask = self._trie.mask(flat, level)
         return torch.arange(len(mask), dtype=torch.int32, device=mask.device), _packed(mask)
 
 
@@ -122,6 +154,13 @@ def _kept(config: GrmConfig, widths: Sequence[int]) -> list[int]:
         beams = min(width, beams * codes)
         kept.append(beams)
     return kept
+
+
+def _continuing(codes: Tensor, prefixes: Tensor, vocabulary: int) -> Tensor:
+    """bool[B, W, vocabulary]: the codes that make one of `prefixes` int64[B, n, level + 1] of beams `codes` int64[B, W, level]."""
+    begun = (codes.unsqueeze(2) == prefixes[:, None, :, :-1]).all(-1) & (prefixes[:, None, :, -1] >= 0)
+    token = prefixes[:, None, :, -1].clamp(min=0).expand_as(begun)
+    return torch.zeros(*codes.shape[:2], vocabulary, dtype=torch.int32, device=codes.device).scatter_add_(2, token, begun.int()) > 0
 
 
 def _packed(allowed: Tensor) -> Tensor:

@@ -100,20 +100,28 @@ class Grm(nn.Module):
         return self(batch).loss(weight)
 
     @torch.no_grad()
-    def beam(self, batch: GrmBatch, widths: Sequence[int], trie: Trie | None = None) -> Beams:
+    def beam(self, batch: GrmBatch, widths: Sequence[int], trie: Trie | None = None, avoid: Sequence[Tensor] = ()) -> Beams:
         """The likeliest SIDs of every row; see `model.grm.beam.search`."""
         batch = self.resolve(batch)
-        return self.search(self.context(batch), batch.memory, self.followers.read(batch.memory), widths, trie)
+        return self.search(self.context(batch), batch.memory, self.followers.read(batch.memory), widths, trie, avoid)
 
     @torch.no_grad()
-    def search(self, context: Context, memory: Memory, followed: Followers, widths: Sequence[int], trie: Trie | None = None) -> Beams:
+    def search(
+        self,
+        context: Context,
+        memory: Memory,
+        followed: Followers,
+        widths: Sequence[int],
+        trie: Trie | None = None,
+        avoid: Sequence[Tensor] = (),
+    ) -> Beams:
         """`beam` of rows that were encoded and looked up."""
         priors: list[Callable[[Tensor], Tensor]] = [
             self.prior.next,
             partial(self.recall.next, memory),
             partial(self.followers.next, followed),
         ]
-        return beam.search(self.decoder, priors, context, widths, trie)
+        return beam.search(self.decoder, priors, context, widths, trie, avoid)
 
     @torch.no_grad()
     def encode(self, batch: GrmBatch) -> Context:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels import beam_topk
-from kernels.selection import reference
+from kernels.projection import pyramid
+from kernels.selection import beam_select, cpu, reference
 
 KINDS = [
     "normal",
@@ -74,15 +76,36 @@ def assert_same(found: tuple[Tensor, Tensor, Tensor], expected: tuple[Tensor, Te
     vocabulary=st.sampled_from([1, 2, 63, 64, 65, 100, 256, 1000]),
     k=st.sampled_from([1, 2, 7, 32, 64, 500]),
     normalize=st.booleans(),
+    few=st.sampled_from([0, cpu.FEW]),
     seed=st.integers(0, 2**31),
 )
 def test_the_fast_path_gives_the_bits_of_the_definition(
-    kind: str, batch: int, beams: int, vocabulary: int, k: int, normalize: bool, seed: int
+    kind: str, batch: int, beams: int, vocabulary: int, k: int, normalize: bool, few: int, seed: int
 ) -> None:
     logits, cumulative = numbers(kind, batch, beams, vocabulary, torch.Generator().manual_seed(seed))
     before = logits.clone()
-    assert_same(beam_topk(logits, cumulative, k, normalize), reference.beam_topk(logits, cumulative, k, normalize))
+    with patch.object(cpu, "FEW", few):
+        assert_same(beam_topk(logits, cumulative, k, normalize), reference.beam_topk(logits, cumulative, k, normalize))
     assert torch.equal(logits.nan_to_num(7.0), before.nan_to_num(7.0))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    batch=st.integers(1, 2),
+    beams=st.sampled_from([1, 3, 17]),
+    vocabulary=st.sampled_from([1, 16, 63, 100, 256, 272, 1000]),
+    k=st.sampled_from([1, 7, 32, 500]),
+    few=st.sampled_from([0, cpu.FEW]),
+    seed=st.integers(0, 2**31),
+)
+def test_a_selection_by_maxima_gives_the_bits_of_the_definition(
+    kind: str, batch: int, beams: int, vocabulary: int, k: int, few: int, seed: int
+) -> None:
+    logits, cumulative = numbers(kind, batch, beams, vocabulary, torch.Generator().manual_seed(seed))
+    rows = pyramid(logits.flatten(0, 1))
+    with patch.object(cpu, "FEW", few):
+        assert_same(beam_select(rows._replace(logits=logits.flatten(0, 1)), cumulative, k), reference.beam_topk(logits, cumulative, k))
 
 
 @pytest.mark.parametrize("kind", KINDS)

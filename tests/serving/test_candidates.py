@@ -34,5 +34,14 @@ def test_a_video_counts_once_and_the_newest_of_a_sid_comes_first():
     assert (len(shelf), shelf.sids, shelf.generated) == (2, 1, 1)
 
 
+def test_used_up_is_a_sid_whose_videos_are_all_known_and_a_beginning_with_no_other():
+    shelf = Shelf(place, [video(1, (0, 0, 0, 0)), video(2, (0, 0, 0, 0)), video(3, (0, 0, 0, 1)), video(4, (2, 0, 0, 0))])
+    assert shelf.used_up({1}) == []
+    assert shelf.used_up({1, 2}) == [(0, 0, 0, 0)]
+    assert set(shelf.used_up({1, 2, 3, 4, 99})) == {(0, 0, 0, 0), (0, 0, 0, 1), (0, 0, 0), (2, 0, 0, 0), (2, 0, 0)}
+    shelf.add([video(5, (2, 0, 0, 3))])
+    assert shelf.used_up({4}) == [(2, 0, 0, 0)]
+
+
 def test_an_empty_shelf_has_nothing_near():
     assert Shelf(place).nearest([(0, 0, 0, 0)], 3) == [[]]

@@ -141,3 +141,14 @@ def test_a_persons_history_changes_what_the_model_answers(built):
     assert sids.shape == (2, 8, 4)
     assert (log_prob[:, :-1] >= log_prob[:, 1:]).all()
     assert not (log_prob[0] == log_prob[1]).all()
+
+
+def test_the_model_answers_nothing_that_a_person_avoids(built):
+    policy = GrmPolicy("v1", Grm(replace(preset("laptop", built.code_counts), seed=3)), Vocabulary.of_bundle(built))
+    anyone = Person(1, 1_000_000, Context())
+    (free,) = policy.beam([anyone], 8)[0].tolist()
+    avoid = [tuple(free[0]), tuple(free[1][:3])]
+    wary, other = policy.beam([replace(anyone, avoid=avoid), anyone], 8)[0].tolist()
+    assert tuple(free[0]) not in map(tuple, wary)
+    assert free[1][:3] not in [sid[:3] for sid in wary]
+    assert other == free

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
 from kernels.trie import Trie
-from model.grm import Grm, Query, collate
+from model.grm import Grm, Query, beam, collate
+from model.grm.decoder import Context as Encoded
+from model.grm.decoder import Decoder
+from model.grm.graph import BeamGraph
+from model.grm.inputs import Vocabulary
 from streaming.records import Context, HistoryEntry
 from tests.model.conftest import CODES, START_MS, SmallWorld, small_config, small_world
 
@@ -22,16 +28,41 @@ def people(count: int) -> list[Query]:
     ]
 
 
-@pytest.fixture
-def trained() -> Grm:
+def disturbed(model: Grm) -> Grm:
     """Weights that differ from person to person and from code to code."""
-    model = Grm(small_config())
     torch.manual_seed(1)
     with torch.no_grad():
         for _, parameter in model.dense_parameters():
             parameter.add_(torch.randn_like(parameter) * 0.2)
         model.tables()["prefix"].add_(torch.randn_like(model.tables()["prefix"]))
     return model
+
+
+@pytest.fixture
+def trained() -> Grm:
+    return disturbed(Grm(small_config()))
+
+
+def assert_margin(exact: torch.Tensor, chosen: torch.Tensor, score: torch.Tensor) -> None:
+    """Of all candidates with scores float64[N], the right ones were chosen, up to near ties, and scored right."""
+    eps = 1e-4
+    threshold = exact.topk(len(chosen)).values[-1]
+    assert len(set(chosen.tolist())) == len(chosen)
+    assert set((exact > threshold + eps).nonzero().flatten().tolist()) <= set(chosen.tolist())
+    assert (exact[chosen] >= threshold - eps).all()
+    torch.testing.assert_close(score.double(), exact[chosen], rtol=0, atol=eps)
+
+
+def step(decoder: Decoder, context: Encoded, prefix: tuple[int, ...], level: int) -> torch.Tensor:
+    """Log-probabilities of the code after a prefix, all positions computed anew."""
+    with torch.no_grad():
+        codes = torch.tensor([[list(prefix)]], dtype=torch.int64)
+        inputs = torch.cat([decoder.embed(codes[..., :position], position) for position in range(level + 1)], 2)
+        return torch.log_softmax(decoder.logits(decoder(inputs, context)[0][0, 0, -1], level), -1)
+
+
+def poisoned(values: torch.Tensor) -> torch.Tensor:
+    return values.fill_(torch.nan if values.is_floating_point() else 7)
 
 
 def exhaustive(model: Grm, person: Query) -> torch.Tensor:
@@ -77,6 +108,133 @@ def test_a_trie_allows_only_its_sids_and_does_not_change_how_likely_they_are(tra
         assert found.log_prob[row, :5].tolist() == pytest.approx([score for score, _ in expected], rel=1e-4)
         assert (found.log_prob[row, 5:] == float("-inf")).all()
         assert (found.sids[row, 5:] == -1).all()
+
+
+def test_a_catalogue_of_thousands_is_ranked_as_scoring_each_of_its_sids_ranks_it(world: SmallWorld) -> None:
+    sizes = (24, 20, 16)
+    model = disturbed(Grm(small_config(codes=sizes, layers=1)))
+    every = torch.cartesian_prod(*(torch.arange(size) for size in sizes))
+    sids = every[torch.randperm(len(every), generator=torch.Generator().manual_seed(5))[:5000]]
+    person = people(3)[2]
+    vocabulary = Vocabulary(np.arange(60), sids[:60].int().numpy(), np.full(60, 9000), np.arange(60) % 12, sizes)
+    found = model.beam(collate([person], vocabulary, model.config), [24, 480, 300], Trie.build(sids, sizes))
+    with torch.no_grad():
+        scores = torch.cat(
+            [
+                model.log_prob(collate([person] * len(part), vocabulary, model.config).with_targets(part.tolist())).sum(1)
+                for part in sids.split(1000)
+            ]
+        )
+    place = {tuple(sid): index for index, sid in enumerate(sids.tolist())}
+    assert_margin(scores.double(), torch.tensor([place[tuple(sid)] for sid in found.sids[0].tolist()]), found.log_prob[0])
+
+
+def test_each_level_keeps_what_a_search_in_float64_with_a_dictionary_keeps(trained: Grm, world: SmallWorld) -> None:
+    """Level by level, the reference's beams fed in: a near tie that is lost legitimately takes its descendants with it."""
+    allowed = EVERY_SID[::3]
+    followers: dict[tuple[int, ...], set[int]] = {}
+    for sid in allowed:
+        for level in range(len(sid)):
+            followers.setdefault(sid[:level], set()).add(sid[level])
+    person = people(4)[3]
+    context = trained.encode(collate([person], world.vocabulary, trained.config))
+    exact = copy.deepcopy(trained.decoder).double()
+    wide = Encoded(tuple(key.double() for key in context.keys), tuple(value.double() for value in context.values), context.bias.double())
+    growing = beam.Growing(trained.decoder, [], context, 7, Trie.build(torch.tensor(allowed), CODES))
+    beams: dict[tuple[int, ...], float] = {(): 0.0}
+    for level, width in enumerate((4, 7, 9)):
+        candidates = {}
+        for prefix, score in beams.items():
+            log_prob = step(exact, wide, prefix, level)
+            candidates |= {(*prefix, code): score + log_prob[code].item() for code in followers[prefix]}
+        order = list(candidates)
+        with torch.inference_mode():
+            found, parent, token = growing.select(width)
+        prefixes = list(beams)
+        alive = [slot for slot in range(width) if token[0, slot] >= 0]
+        chosen = [(*prefixes[int(parent[0, slot])], int(token[0, slot])) for slot in alive]
+        ranks = torch.tensor([order.index(prefix) for prefix in chosen])
+        assert_margin(torch.tensor(list(candidates.values()), dtype=torch.float64), ranks, found[0, alive])
+        best = sorted(candidates, key=lambda prefix: -candidates[prefix])[:width]
+        beams = {prefix: candidates[prefix] for prefix in best}
+        with torch.inference_mode():
+            growing.keep(
+                torch.tensor([[candidates[prefix] for prefix in best]]).float(),
+                torch.tensor([[prefixes.index(prefix[:-1]) for prefix in best]]).int(),
+                torch.tensor([[prefix[-1] for prefix in best]]).int(),
+            )
+
+
+def test_what_is_avoided_is_not_found_and_nothing_else_is_lost(trained: Grm, world: SmallWorld) -> None:
+    asked = people(2)
+    batch = collate(asked, world.vocabulary, trained.config)
+    whole = torch.tensor([[EVERY_SID[0], EVERY_SID[7]], [EVERY_SID[9], (-1, -1, -1)]])
+    begun = torch.tensor([[(0, 1), (-1, -1)], [(1, 2), (1, 3)]])
+    found = trained.beam(batch, [6, 30, 20], avoid=[whole, begun])
+    for row, person in enumerate(asked):
+        avoided = {tuple(sid) for sid in whole[row].tolist()}, {tuple(prefix) for prefix in begun[row].tolist()}
+        allowed = [index for index, sid in enumerate(EVERY_SID) if sid not in avoided[0] and sid[:2] not in avoided[1]]
+        score, order = exhaustive(trained, person)[allowed].topk(20)
+        assert found.sids[row].tolist() == [list(EVERY_SID[allowed[index]]) for index in order]
+        torch.testing.assert_close(found.log_prob[row], score, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", [slice(None, None, 2), slice(3, None, 11)])
+def test_a_trie_and_what_is_avoided_hold_together(trained: Grm, world: SmallWorld, kept: slice) -> None:
+    batch = collate(people(2), world.vocabulary, trained.config)
+    existing = torch.tensor(EVERY_SID[kept])
+    some = existing[:3].expand(2, -1, -1)
+    found = trained.beam(batch, [6, 30, 60], Trie.build(existing, CODES), [some])
+    expected = trained.beam(batch, [6, 30, 60], Trie.build(existing[3:], CODES))
+    assert torch.equal(found.sids, expected.sids)
+    assert torch.equal(found.log_prob, expected.log_prob)
+
+
+def test_fewer_results_are_the_first_of_more(trained: Grm, world: SmallWorld) -> None:
+    batch = collate(people(2), world.vocabulary, trained.config)
+    few, many = trained.beam(batch, [3, 5, 6]), trained.beam(batch, [3, 5, 12])
+    assert torch.equal(few.sids, many.sids[:, :6])
+    assert torch.equal(few.log_prob, many.log_prob[:, :6])
+
+
+def test_nothing_is_read_that_was_not_written(trained: Grm, world: SmallWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = collate(people(3), world.vocabulary, trained.config)
+    trie = Trie.build(torch.tensor(EVERY_SID[::2]), CODES)
+    expected = trained.beam(batch, [4, 6, 8], trie)
+    new_empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *given, **named: poisoned(new_empty(*given, **named)))
+    found = trained.beam(batch, [4, 6, 8], trie)
+    assert torch.equal(found.sids, expected.sids)
+    assert torch.equal(found.log_prob, expected.log_prob)
+
+
+@pytest.mark.parametrize("changes", [{}, {"context_splits": 2, "context_groups": 2}, {"lazy_trunk": 1}])
+def test_static_shapes_find_what_shapes_of_their_own_find(changes: dict[str, int], world: SmallWorld) -> None:
+    model = disturbed(Grm(small_config(**changes)))
+    graph = BeamGraph(model)
+    for count in (4, 3, 1, 4):  # what an earlier, larger batch left in the buffers must not be seen
+        batch = collate(people(count), world.vocabulary, model.config)
+        avoid = [model.beam(batch, [4, 6, 8]).sids[:, : 2 * count]] if count > 1 else []
+        found, expected = graph(batch, [4, 6, 8], avoid), model.beam(batch, [4, 6, 8], avoid=avoid)
+        assert torch.equal(found.sids, expected.sids)
+        torch.testing.assert_close(found.log_prob, expected.log_prob, rtol=1e-5, atol=1e-5)
+
+
+def test_experts_have_no_static_shapes() -> None:
+    with pytest.raises(ValueError, match=r"search it with Grm\.beam"):
+        BeamGraph(Grm(small_config(experts=2)))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
+def test_a_replay_is_the_eager_search(world: SmallWorld) -> None:
+    model = disturbed(Grm(small_config(), torch.device("cuda")))
+    graph = BeamGraph(model)
+    for count in (4, 3, 1, 4):
+        batch = collate(people(count), world.vocabulary, model.config).to("cuda")
+        found, again, expected = graph(batch, [4, 6, 8]), graph(batch, [4, 6, 8]), model.beam(batch, [4, 6, 8])
+        assert torch.equal(found.sids, again.sids) and torch.equal(found.log_prob, again.log_prob)
+        assert torch.equal(found.sids, expected.sids)
+        torch.testing.assert_close(found.log_prob, expected.log_prob, rtol=1e-4, atol=1e-4)
 
 
 def test_widths_that_do_not_fit_are_refused(trained: Grm, world: SmallWorld) -> None:

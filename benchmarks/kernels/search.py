@@ -1,0 +1,110 @@
+"""The whole search of the laptop preset on one thread of a CPU, beside plain PyTorch's two ways and the matrix products alone.
+
+    python -m benchmarks.kernels.search [--rounds N] [--out FILE]
+
+All sides take turns, round after round, on the same contexts, and find the same SIDs before they are timed. What is counted is the
+processor time of the one thread, which neighbours on a shared machine disturb less than a clock on the wall; they still take its caches.
+`floor` is every matrix product with a weight that a search cannot do without, on inputs that lie ready.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.nn.functional import linear
+from tqdm import tqdm
+
+from benchmarks import provenance
+from benchmarks.kernels import eager, model
+from model.grm.presets import PRESETS, GrmConfig
+
+BATCHES = (1, 4, 8)
+WIDTH = 32
+POSITIONS = 33
+COLUMNS = ("batch", "floor_ms", "ours_ms", "smart_ms", "naive_ms", "naive_over_ours", "smart_over_ours", "ours_over_floor")
+
+
+def products(config: GrmConfig, batch: int) -> Callable[[], None]:
+    """The products with weights of a search: one row per request at the first level, `WIDTH` at every other."""
+    d, kv = config.d_model, 2 * config.self_groups * config.d_head
+    shapes = [(d, d), (d, d), (d + kv, d), (d, d), (config.ffn, d), (d, config.ffn)]
+    layers = [[torch.randn(shape) for shape in shapes] for _ in range(config.layers)]
+    heads = [torch.randn(size, d) for size in config.codes]
+    inputs = {(rows, width): torch.randn(rows, width) for rows in (batch, batch * WIDTH) for width in (d, config.ffn)}
+
+    def run() -> None:
+        for level, head in enumerate(heads):
+            rows = batch if level == 0 else batch * WIDTH
+            for weights in layers:
+                for weight in weights:
+                    linear(inputs[rows, weight.shape[1]], weight)
+            linear(inputs[rows, d], head)
+
+    return run
+
+
+def measure(batch: int, rounds: int) -> dict[str, float]:
+    """Medians of processor milliseconds, and of the ratios within a round.
+
+    Raises:
+        AssertionError: the sides do not find the same SIDs.
+    """
+    config, device = PRESETS["laptop"], torch.device("cpu")
+    decoder = model.decoder(config, device, torch.float32)
+    contexts = model.contexts(config, batch, POSITIONS, device, torch.float32)
+    widths = [WIDTH] * config.levels
+    floor = products(config, batch)
+    sides: dict[str, Callable[[int], object]] = {
+        "floor": lambda index: floor(),
+        "ours": model.ours(decoder, contexts, widths),
+        "smart": lambda index: eager.search(decoder, contexts[index], widths, eager.SMART),
+        "naive": lambda index: eager.search(decoder, contexts[index], widths, eager.NAIVE),
+    }
+    found = model.ours(decoder, contexts, widths)(0)[0]
+    for style in (eager.NAIVE, eager.SMART):
+        assert torch.equal(eager.search(decoder, contexts[0], widths, style)[0], found), f"batch {batch}: not the same SIDs"
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(rounds):
+        for name, run in sides.items():
+            began = time.thread_time()
+            run(turn % len(contexts))
+            times[name].append((time.thread_time() - began) * 1000)
+
+    def over(left: str, right: str) -> float:
+        return statistics.median(a / b for a, b in zip(times[left], times[right], strict=True))
+
+    medians = {f"{name}_ms": statistics.median(values) for name, values in times.items()}
+    ratios = {"naive_over_ours": ("naive", "ours"), "smart_over_ours": ("smart", "ours"), "ours_over_floor": ("ours", "floor")}
+    return medians | {name: over(*pair) for name, pair in ratios.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=24, help="turns of each side")
+    parser.add_argument("--out", type=Path, default=provenance.RESULTS / "kernels_search_cpu.csv")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    facts = provenance.facts("kernels.search", ("torch",))
+    facts |= facts.pop("versions")
+    with torch.inference_mode():
+        rows = [{"batch": batch} | measure(batch, given.rounds) for batch in tqdm(BATCHES, desc="search", disable=None)]
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    with given.out.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([*COLUMNS, *facts])
+        for row in rows:
+            writer.writerow([row["batch"], *(f"{row[name]:.2f}" for name in COLUMNS[1:]), *facts.values()])
+    print(" ".join(f"{name:>15}" for name in COLUMNS))
+    for row in rows:
+        print(" ".join(f"{row[name]:>15}" if name == "batch" else f"{row[name]:>15.2f}" for name in COLUMNS))
+    print(f"written: {given.out}")
+
+
+if __name__ == "__main__":
+    main()
