@@ -2,28 +2,29 @@
 
     python -m benchmarks.kernels.trie [--sids N] [--rounds N] [--out FILE]
 
-Beside it the tables of STATIC (`benchmarks.kernels.static`) and a trie of Python dicts (of a tenth of the SIDs: it needs gigabytes for all).
-SIDs are drawn as a skewed catalogue: the first code by Zipf's law (exponent 1.2), the second near a multiple of the first (1.3), the
-others evenly.
+Beside it, in the same run, the tables of STATIC (`benchmarks.kernels.static`) and one sorted array of whole SIDs, searched by bisection.
+SIDs are drawn as a skewed catalogue: the first code by Zipf's law (exponent 1.2), the second near a multiple of the first (1.3), the others
+evenly.
 
-* Bytes: of the arrays that a search reads. STATIC's are counted as its paper lays them out (a byte of mask and four of state for each pair of
-  tokens; four bytes each for token, next state and row start below). The dicts' are what the process grew by. Peak: what it grew by while
-  building, above the SIDs themselves.
-* An update switches 10,000 random leaves off, or on again. Another thread searches meanwhile, each search in the trie that was current when
-  it began, and checks that all it found was alive in that trie.
-* A step is the choice of 512 continuations from the logits of 512 beams, with the children of those chosen, per level; all layouts must agree
-  on the scores before they are timed. Share: of a step of ours with the vocabulary projection (768 wide) but without the decoder's layers,
-  what the trie takes: mask, bitmask and children.
+* Bytes: of the arrays that a search reads. STATIC's are counted as its paper lays them out: a byte of mask and four of state for each pair
+  of tokens; four bytes each for token, next state and row start below. Peak: what the process grew by while building, above the SIDs.
+* An update switches 10,000 random leaves off, or on again; an append brings 10,000 new SIDs. Another thread searches meanwhile, each search
+  in the trie that was current when it began, and checks that all it found was alive in that trie. The floor of an update is a copy of the
+  bits that it makes anew, that of an append a copy of the whole trie. The sorted array's update copies a byte per SID; STATIC's builds all
+  again.
+* A step is the choice of 512 continuations from the logits of 512 different beams, with the children of those chosen, per level; all
+  layouts must agree on the scores before they are timed.
+* Share: what the trie takes, all levels (listing what is allowed, forbidding the rest, children), of a whole search of the reference
+  preset, width 512, context 512.
 """
 
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +33,20 @@ import torch
 from torch import Tensor
 
 from benchmarks import provenance
+from benchmarks.kernels import model
 from benchmarks.kernels.static import Static
-from kernels.projection import proj_pyramid, pyramid
+from kernels.projection import pyramid
 from kernels.selection import beam_select
 from kernels.trie import Trie
+from model.grm.presets import PRESETS
 
-CODES, LEVELS, BEAMS, WIDTH = 8192, 4, 512, 768
+CODES, LEVELS, BEAMS, CONTEXT = 8192, 4, 512, 512
 CHANGED = 10_000
-DICT_SHARE = 10
-COLUMNS = (
-    "layout", "sids", "nodes", "build_s", "megabytes", "megabytes_changed", "peak_megabytes", "update_p50_ms", "update_p99_ms",
-    "search_alone_ms", "search_meanwhile_ms", "step_2_ms", "step_3_ms", "step_4_ms", "share_2", "share_3", "share_4",
-)  # fmt: skip
+SEARCHED = 128
+"""Beams of the searches during updates."""
 Row = dict[str, Any]
-Step = Callable[[Tensor, Tensor], tuple[Tensor, ...]]
+Step = Callable[[Tensor, Tensor, int], tuple[Tensor, ...]]
+"""Scores first, from logits [512, codes] and cumulative scores [1, 512] of a level."""
 
 
 def catalogue(count: int) -> Tensor:
@@ -58,8 +59,40 @@ def catalogue(count: int) -> Tensor:
     return torch.from_numpy(sids)
 
 
+class SortedArray:
+    """The SIDs, each as one number, ascending: a prefix is a range of them, and what may follow it is the next code of all in there."""
+
+    def __init__(self, sids: Tensor) -> None:
+        self._worth = CODES ** torch.arange(LEVELS - 1, -1, -1)
+        self._sids = torch.unique((sids * self._worth).sum(1))
+        self._alive = torch.ones(len(self._sids), dtype=torch.bool)
+
+    @property
+    def nbytes(self) -> int:
+        return self._sids.nbytes + self._alive.nbytes
+
+    def changed(self, rows: Tensor, alive: bool) -> Tensor:
+        """What is alive after a change."""
+        after = self._alive.clone()
+        after[rows] = alive
+        return after
+
+    def step(self, prefixes: Tensor, logits: Tensor, cumulative: Tensor, level: int) -> tuple[Tensor, ...]:
+        """Score [1, 512], parent and token of the best continuations of prefixes int64[512, level]."""
+        packed, worth = (prefixes * self._worth[:level]).sum(1), int(self._worth[level - 1])
+        first, end = torch.searchsorted(self._sids, packed), torch.searchsorted(self._sids, packed + worth)
+        owner = torch.repeat_interleave(end - first)
+        row = torch.arange(len(owner)) + (first - (end - first).cumsum(0) + (end - first))[owner]
+        kept = self._alive[row]
+        allowed = torch.zeros_like(logits, dtype=torch.bool)
+        allowed[owner[kept], self._sids[row[kept]] // self._worth[level] % CODES] = True
+        scores = torch.log_softmax(logits, -1).masked_fill(~allowed, -torch.inf) + cumulative.view(-1, 1)
+        best, place = scores.flatten().topk(BEAMS)
+        return best.unsqueeze(0), place // CODES, place % CODES
+
+
 def memory(name: str) -> float:
-    """Megabytes of this process: "VmRSS", or "VmHWM", the most since `watch_peak`."""
+    """Megabytes of this process: "VmRSS", or "VmHWM", the most since `built` began."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024 / 1e6
 
@@ -68,7 +101,7 @@ def built(make: Callable[[], Any]) -> tuple[Any, Row]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     before, began = memory("VmRSS"), time.perf_counter()
     made = make()
-    return made, {"build_s": time.perf_counter() - began, "peak_megabytes": memory("VmHWM") - before, "grown": memory("VmRSS") - before}
+    return made, {"build_s": time.perf_counter() - began, "peak_megabytes": memory("VmHWM") - before}
 
 
 def milliseconds(run: Callable[[], object]) -> float:
@@ -77,16 +110,16 @@ def milliseconds(run: Callable[[], object]) -> float:
     return (time.perf_counter() - began) * 1000
 
 
+def median(run: Callable[[], object], rounds: int) -> float:
+    return statistics.median(milliseconds(run) for _ in range(rounds))
+
+
 def allowed(trie: Trie, node: Tensor, level: int) -> tuple[Tensor, Tensor]:
-    """As `kernels.projection` takes it: a row of a bitmask for each beam, and the bitmask."""
-    rows = trie.allowed(level)
-    if rows is not None:
-        return node.int(), rows
-    offsets, token = trie.children(node, level)
-    words = torch.zeros(len(node), CODES // 32, dtype=torch.int32)
-    place = torch.repeat_interleave(offsets.diff()) * (CODES // 32) + token // 32
-    words.view(-1).index_add_(0, place, torch.ones_like(token, dtype=torch.int32) << (token % 32).int())
-    return torch.arange(len(node), dtype=torch.int32), words
+    """What may follow each beam, as `model.grm.beam` gives it to `kernels.projection`: a row int32[M] of a bitmask, and that."""
+    bitmask = trie.allowed(level)
+    if bitmask is not None:
+        return node.int(), bitmask
+    return torch.arange(len(node), dtype=torch.int32), trie.words(node, level)
 
 
 def choose(trie: Trie, node: Tensor, logits: Tensor, cumulative: Tensor, width: int, level: int) -> tuple[Tensor, ...]:
@@ -103,7 +136,7 @@ class Searching(threading.Thread):
         super().__init__()
         self.trie, self.rounds, self.done, self.times = trie, rounds, threading.Event(), list[float]()
         self.failed: BaseException | None = None
-        self._logits = torch.randn(128, CODES, generator=torch.Generator().manual_seed(1))
+        self._logits = torch.randn(SEARCHED, CODES, generator=torch.Generator().manual_seed(1))
 
     def run(self) -> None:
         try:
@@ -117,93 +150,95 @@ class Searching(threading.Thread):
         trie = self.trie
         node, score = trie.root(1), torch.zeros(1, 1)
         for level in range(LEVELS):
-            score, _, node = choose(trie, node, self._logits[: node.shape[1]], score, 128, level)
+            score, _, node = choose(trie, node, self._logits[: node.shape[1]], score, SEARCHED, level)
         leaves = node[score > -torch.inf]
         assert len(leaves) and bool(trie.levels[-1].alive(leaves).all()), "a search found what was not alive in its trie"
 
 
+def changes(trie: Trie, rounds: int) -> Iterator[tuple[str, Callable[[Trie], Trie]]]:
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(rounds):
+        leaves = torch.randint(0, len(trie), (CHANGED,), generator=generator)
+        yield "update", lambda now, leaves=leaves: now.set_alive(leaves, False)
+        yield "update", lambda now, leaves=leaves: now.set_alive(leaves, True)
+    for _ in range(3):
+        fresh = torch.randint(0, CODES, (CHANGED, LEVELS), generator=generator)
+        yield "append", lambda now, fresh=fresh: now.append(fresh)
+
+
 def updates(trie: Trie, rounds: int) -> Row:
+    """Times of changes while another thread searches, of searches with and without them, and the floors of the changes."""
     alone = Searching(trie, rounds)
     alone.run()
     searching = Searching(trie)
     searching.start()
-    generator = torch.Generator().manual_seed(2)
-    times = []
-    for _ in range(rounds):
-        leaves = torch.randint(0, len(trie), (CHANGED,), generator=generator)
-        for alive in (False, True):
-            began = time.perf_counter()
-            searching.trie = searching.trie.set_alive(leaves, alive)
-            times.append((time.perf_counter() - began) * 1000)
+    times: dict[str, list[float]] = {"update": [], "append": []}
+    for name, change in changes(trie, rounds):
+        began = time.perf_counter()
+        searching.trie = change(searching.trie)
+        times[name].append((time.perf_counter() - began) * 1000)
     searching.done.set()
     searching.join()
     for one in (alone, searching):
         if one.failed is not None:
             raise one.failed
-    changed = trie.set_alive(torch.zeros(1, dtype=torch.int64), False)
+    bits = [level.live for level in trie.levels]
+    arrays = [tensor for level in trie.levels for tensor in level.tensors()]
     return {
-        "update_p50_ms": statistics.median(times),
-        "update_p99_ms": float(np.percentile(times, 99)),
+        "update_p50_ms": statistics.median(times["update"]),
+        "update_p99_ms": float(np.percentile(times["update"], 99)),
+        "update_floor_ms": median(lambda: [tensor.clone() for tensor in bits], rounds),
+        "append_ms": statistics.median(times["append"]),
+        "append_floor_ms": median(lambda: [tensor.clone() for tensor in arrays], rounds),
         "search_alone_ms": statistics.median(alone.times),
         "search_meanwhile_ms": statistics.median(searching.times),
-        "megabytes_changed": changed.nbytes / 1e6,
+        "searches_meanwhile": len(searching.times),
     }
 
 
-def shares(trie: Trie, prefixes: Tensor, rounds: int) -> Row:
-    """What the trie takes of a step that begins with the projection."""
-    generator = torch.Generator().manual_seed(3)
-    hidden, weight = torch.randn(BEAMS, WIDTH, generator=generator), torch.randn(CODES, WIDTH, generator=generator) / WIDTH**0.5
-    cumulative = torch.randn(1, BEAMS, generator=generator)
-    row: Row = {}
-    for level in range(1, LEVELS):
-        node, found = trie.walk(prefixes[:, :level]), []
-        for _ in range(rounds):
-            began = time.perf_counter()
-            beam, bitmask = allowed(trie, node, level)
-            masked = time.perf_counter()
-            _, parent, token = beam_select(proj_pyramid(hidden, weight, node=beam, bitmask=bitmask), cumulative, BEAMS)
-            selected = time.perf_counter()
-            trie.child(node[parent.long()], token, level)
-            ended = time.perf_counter()
-            found.append((masked - began + ended - selected) / (ended - began))
-        row[f"share_{level + 1}"] = statistics.median(found)
-    return row
+def share(trie: Trie, nodes: list[Tensor], rounds: int) -> Row:
+    """What the trie takes of a whole search, with the nodes of its beams before each level given."""
+    config, device = PRESETS["reference"], torch.device("cpu")
+    decoder = model.decoder(config, device, torch.float32)
+    contexts = model.contexts(config, 1, CONTEXT, device, torch.float32, count=1)
+    search = model.ours(decoder, contexts, [BEAMS] * LEVELS, trie)
+    search(0)
+    whole = median(lambda: search(0), max(3, rounds // 4))
+    part = sum(of_trie(trie, node, level, rounds) for level, node in enumerate(nodes))
+    return {"search_ms": whole, "trie_ms": part, "share": part / whole}
 
 
-def dict_step(root: dict[int, Any], prefixes: Tensor, logits: Tensor, cumulative: Tensor) -> tuple[Tensor, ...]:
-    nodes = []
-    for prefix in prefixes.tolist():
-        node = root
-        for token in prefix:
-            node = node[token]
-        nodes.append(node)
-    forbidden = torch.ones_like(logits, dtype=torch.bool)
-    for row, node in enumerate(nodes):
-        forbidden[row, list(node)] = False
-    scores = torch.log_softmax(logits, -1).masked_fill(forbidden, -torch.inf) + cumulative.view(-1, 1)
-    return (scores.flatten().topk(BEAMS).values.unsqueeze(0),)
+def of_trie(trie: Trie, node: Tensor, level: int, rounds: int) -> float:
+    """Milliseconds of the trie's calls at a level, and of its bits in the projection."""
+    logits = torch.randn(len(node), CODES, generator=torch.Generator().manual_seed(level))
+    row, bitmask = allowed(trie, node, level)
+    asked = [lambda: allowed(trie, node, level), lambda: pyramid(logits, node=row, bitmask=bitmask), lambda: pyramid(logits)]
+    if level + 1 < LEVELS:  # a search has no use for leaves
+        offsets, token, _ = trie.expand(node, level)
+        chosen = torch.linspace(0, len(token) - 1, BEAMS).long()
+        parent = node[torch.repeat_interleave(offsets.diff())[chosen]]
+        asked.append(lambda: trie.child(parent, token[chosen], level))
+    listing, masked, bare, *children = (
+        statistics.median(times) for times in zip(*([milliseconds(one) for one in asked] for _ in range(rounds)), strict=True)
+    )
+    return listing + masked - bare + sum(children)
 
 
-def dicts(sids: Tensor) -> dict[int, Any]:
-    root: dict[int, Any] = {}
-    for first, second, third, last in sids.tolist():
-        root.setdefault(first, {}).setdefault(second, {}).setdefault(third, {})[last] = None
-    return root
-
-
-def steps(name: str, level: int, run: Step, expected: Tensor | None, rounds: int) -> tuple[Row, Tensor]:
-    """Median time of a step.
+def steps(name: str, run: Step, expected: list[Tensor] | None, rounds: int) -> tuple[Row, list[Tensor]]:
+    """Median time of a step per level, and its scores.
 
     Raises:
         AssertionError: the scores are not those expected.
     """
-    generator = torch.Generator().manual_seed(level)
-    logits, cumulative = torch.randn(BEAMS, CODES, generator=generator), torch.randn(1, BEAMS, generator=generator)
-    score = run(logits, cumulative)[0]
-    if expected is not None:
-        torch.testing.assert_close(score, expected, atol=1e-4, rtol=0, msg=f"{name}, level {level + 1}: other scores")
-    return {f"step_{level + 1}_ms": statistics.median(milliseconds(lambda: run(logits, cumulative)) for _ in range(rounds))}, score
+    row, scores = {}, []
+    for level in range(1, LEVELS):
+        generator = torch.Generator().manual_seed(level)
+        logits, cumulative = torch.randn(BEAMS, CODES, generator=generator), torch.randn(1, BEAMS, generator=generator)
+        scores.append(run(logits, cumulative, level)[0])
+        if expected is not None:
+            torch.testing.assert_close(scores[-1], expected[level - 1], atol=1e-4, rtol=0, msg=f"{name}, level {level + 1}: other scores")
+        row[f"step_{level + 1}_ms"] = median(lambda x=logits, c=cumulative, at=level: run(x, c, at), rounds)  # type: ignore[misc]
+    return row, scores
 
 
 def static_megabytes(tables: Static) -> float:
@@ -211,40 +246,72 @@ def static_megabytes(tables: Static) -> float:
     return (CODES * CODES * 5 + sum(4 * len(start) for start in tables.starts[2:]) + sum(8 * count for count in edges[2:])) / 1e6
 
 
+def beams(sids: Tensor) -> list[Tensor]:
+    """Different prefixes int64[512, level] for every level but the first, of SIDs drawn as they come: popular ones are likelier."""
+    drawn = sids[torch.randperm(len(sids), generator=torch.Generator().manual_seed(4))[: 100 * BEAMS]].long()
+    found = []
+    for level in range(1, LEVELS):
+        prefixes, first = np.unique(drawn[:, :level].numpy(), axis=0, return_index=True)
+        found.append(torch.from_numpy(prefixes[np.argsort(first)[:BEAMS]]))
+    return found
+
+
 def measure(count: int, rounds: int) -> list[Row]:
+    """A row per layout."""
     sids = catalogue(count)
+    prefixes = beams(sids)
     trie, ours = built(lambda: Trie.build(sids, (CODES,) * LEVELS))
-    nodes = "/".join(str(level.edges) for level in trie.levels)
-    ours |= {"layout": "ours", "sids": len(trie), "nodes": nodes, "megabytes": trie.nbytes / 1e6}
+    nodes = [trie.walk(prefix) for prefix in prefixes]
+    edges = "/".join(str(level.edges) for level in trie.levels)
+    ours |= {"layout": "ours", "sids": len(trie), "nodes": edges, "megabytes": trie.nbytes / 1e6}
+    ours["megabytes_changed"] = trie.set_alive(torch.zeros(1, dtype=torch.int64), False).nbytes / 1e6
     torch.set_num_threads(1)  # one core searches, the other changes
     ours |= updates(trie, rounds)
     torch.set_num_threads(2)
-    # Distinct beams of a skewed catalogue: as a search that follows the likely has them.
-    prefixes = sids[torch.randperm(len(sids), generator=torch.Generator().manual_seed(4))[: BEAMS * DICT_SHARE]][:BEAMS].long()
-    ours |= shares(trie, prefixes, rounds)
-    expected = {}
-    for level in range(1, LEVELS):
-        node = trie.walk(prefixes[:, :level]).view(1, -1)
-        row, expected[level] = steps(
-            "ours", level, lambda x, c, n=node, l=level: choose(trie, n, x, c, BEAMS, l), None, rounds  # type: ignore[misc]
-        )
-        ours |= row
-    kept = sids[: count // DICT_SHARE]
-    small = Trie.build(torch.cat([kept, prefixes.int()]), (CODES,) * LEVELS)
-    tables, other = built(lambda: Static(trie.sids, CODES))
-    other |= {"layout": "STATIC-style", "sids": len(trie), "megabytes": static_megabytes(tables)}
-    for level in range(1, LEVELS):
-        node = trie.walk(prefixes[:, :level]).view(1, -1)
-        row, _ = steps(
-            "STATIC", level, lambda x, c, n=node, l=level: tables.step(x.unsqueeze(0), c, n, BEAMS, l), expected[level], rounds  # type: ignore[misc]
-        )
-        other |= row
-    del tables
-    root, python = built(lambda: dicts(torch.cat([kept, prefixes.int()])))
-    python |= {"layout": "Python dicts", "sids": len(small), "megabytes": python["grown"]}
-    for level in range(1, LEVELS):
-        node = small.walk(prefixes[:, :level]).view(1, -1)
-        wanted = choose(small, node, *_inputs(level), BEAMS, level)[0]
-        row, _ = steps("dicts", level, lambda x, c, l=level: dict_step(root, prefixes[:, :l], x, c), wanted, rounds)  # type: ignore[misc]
-        python |= row
-    return [ours, other, python]
+    ours |= share(trie, [trie.root(1)[0], *nodes], max(3, rounds // 5))
+    row, scores = steps("ours", lambda x, c, level: choose(trie, nodes[level - 1].unsqueeze(0), x, c, BEAMS, level), None, rounds)
+    ours |= row
+
+    array, plain = built(lambda: SortedArray(sids))
+    leaves = torch.randint(0, len(trie), (CHANGED,), generator=torch.Generator().manual_seed(2))
+    plain |= {"layout": "sorted array", "sids": len(trie), "megabytes": array.nbytes / 1e6}
+    plain["update_p50_ms"] = median(lambda: array.changed(leaves, False), rounds)
+    plain |= steps("sorted array", lambda x, c, level: array.step(prefixes[level - 1], x, c, level), scores, rounds)[0]
+
+    tables, static = built(lambda: Static(trie.sids, CODES))
+    static |= {
+        "layout": "STATIC-style",
+        "sids": len(trie),
+        "megabytes": static_megabytes(tables),
+        "update_p50_ms": 1000 * static["build_s"],
+    }
+    states = [node.unsqueeze(0) for node in nodes]
+    static |= steps("STATIC", lambda x, c, level: tables.step(x.unsqueeze(0), c, states[level - 1], BEAMS, level), scores, rounds)[0]
+    return [ours, plain, static]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sids", type=int, default=10_000_000, help="SIDs drawn; a few of them are equal")
+    parser.add_argument("--rounds", type=int, default=20, help="how often each thing is done")
+    parser.add_argument("--out", type=Path, default=provenance.RESULTS / "kernels_trie_cpu.json")
+    given = parser.parse_args()
+    torch.set_num_threads(2)
+    with torch.inference_mode():
+        rows = measure(given.sids, given.rounds)
+    provenance.write("kernels.trie", {"layouts": [_rounded(row) for row in rows]}, ("torch",), given.out)
+    for name in dict.fromkeys(name for row in rows for name in row):
+        print(f"{name:>20}", *(f"{_shown(row.get(name)):>32}" for row in rows))
+    print(f"written: {given.out}")
+
+
+def _rounded(row: Row) -> Row:
+    return {name: float(f"{value:.4g}") if isinstance(value, float) else value for name, value in row.items()}
+
+
+def _shown(value: object) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+if __name__ == "__main__":
+    main()

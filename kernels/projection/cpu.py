@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from kernels.projection.reference import COARSE, FINE, allowed, group_maxima, valid, widen
+from kernels.bits import unpack
+from kernels.projection.reference import COARSE, FINE, group_maxima, valid, widen
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -35,6 +36,7 @@ def pyramid(logits: Tensor, node: Tensor | None, bitmask: Tensor | None, normali
         fine = group_maxima(values, FINE)
     counted = values
     if node is not None and bitmask is not None:
-        values = torch.where(allowed(node, bitmask, values.shape[1]), values, -torch.inf)
+        allowed = unpack(torch.where((node >= 0).unsqueeze(1), bitmask[node.clamp(min=0)], 0), values.shape[1])
+        values = torch.where(allowed, values, -torch.inf)
         fine = group_maxima(values, FINE)
     return values, fine, group_maxima(fine, COARSE // FINE), torch.logsumexp(values if normalizer == "allowed" else counted, -1)

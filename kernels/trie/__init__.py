@@ -17,7 +17,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kernels.bits import unpack
 from kernels.trie.levels import Dense, Sparse
+from kernels.trie.reference import WORD
 
 DENSE_LEVELS = 2
 """Levels with a bitmask: ten bytes for every 32 tokens of every node, worth it while the nodes are few."""
@@ -142,15 +144,19 @@ class Trie:
         found = self.levels[level]
         return found.live if isinstance(found, Dense) else None
 
-    def mask(self, node: Tensor, level: int) -> Tensor:
-        """What may follow each node int64[...], as bool[..., tokens of the level]; nothing follows node -1.
+    def words(self, node: Tensor, level: int) -> Tensor:
+        """What may follow each node int64[M], packed as `allowed` packs it: int32[M, ceil(tokens / 32)]; nothing follows node -1.
 
         On a GPU it asks for no synchronisation, so a CUDA graph can hold it.
         """
-        flat, tokens = node.reshape(-1).long(), self.code_counts[level]
         if not self.levels[level].edges:
-            return torch.zeros(*node.shape, tokens, dtype=torch.bool, device=node.device)
-        return self.levels[level].mask(flat).view(*node.shape, tokens)
+            return torch.zeros(len(node), -(-self.code_counts[level] // WORD), dtype=torch.int32, device=node.device)
+        return self.levels[level].words(node.long())
+
+    def mask(self, node: Tensor, level: int) -> Tensor:
+        """As `words`, for nodes int64[...], as bool[..., tokens of the level]."""
+        tokens = self.code_counts[level]
+        return unpack(self.words(node.reshape(-1), level), tokens).view(*node.shape, tokens)
 
     def _child(self, node: Tensor, token: Tensor, level: int, dead: bool) -> Tensor:
         if not self.levels[level].edges:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kernels.bits import unpack
 from kernels.trie import ops
 from kernels.trie.cpu import popcount
-from kernels.trie.reference import WORD, gather_start, unpack, unsigned
+from kernels.trie.reference import WORD, gather_start, unsigned
 
 SHIFT = 3
 """At most 2**SHIFT nodes share an int32 start; each adds 16 bits of its own."""
@@ -95,6 +96,10 @@ class Level(ABC):
         return replace(self, live=live.view(self.live.shape)), edge[changes]
 
     @abstractmethod
+    def words(self, node: Tensor) -> Tensor:
+        """What may follow each node int64[M], int32[M, ceil(vocabulary / 32)]; nothing follows node -1."""
+
+    @abstractmethod
     def _place(self, edge: Tensor) -> Tensor:
         """The bit of `live` int64[M] of each edge int64[M]."""
 
@@ -126,11 +131,11 @@ class Dense(Level):
         live = self.bits if dead else self.live
         return ops.child_dense(node, token, self.bits, self.rank, live, *self.starts.tensors, self.starts.shift, self.vocabulary)
 
-    def mask(self, node: Tensor) -> Tensor:
-        return unpack(self.live[node.clamp(min=0)], self.vocabulary) & (node >= 0).unsqueeze(-1)
+    def words(self, node: Tensor) -> Tensor:
+        return torch.where((node >= 0).unsqueeze(-1), self.live[node.clamp(min=0)], 0)
 
     def children(self, node: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        rows = self.mask(node)
+        rows = unpack(self.words(node), self.vocabulary)
         owner, token = rows.nonzero(as_tuple=True)
         offsets = torch.cat([owner.new_zeros(1), rows.sum(1).cumsum(0)])
         return offsets, token, self.child(node[owner], token, dead=False)
@@ -185,37 +190,46 @@ class Sparse(Level):
         return ops.child_sparse(node, token, self.token, live, *self.starts.tensors, self.starts.shift, self.most)
 
     def children(self, node: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        owner, edge = self._edges(node)
+        alive = self.alive(edge)
+        owner, edge = owner[alive], edge[alive]
+        offsets = torch.searchsorted(owner, torch.arange(len(node) + 1, device=node.device))
+        return offsets, unsigned(self.token[edge]), edge
+
+    def _edges(self, node: Tensor) -> tuple[Tensor, Tensor]:
+        """The row int64[T] of each edge int64[T], alive or not, of the nodes int64[M]."""
         known = node.clamp(min=0)
         first = self.starts[known]
         count = (self.starts[known + 1] - first) * (node >= 0)
-        offsets = torch.cat([count.new_zeros(1), count.cumsum(0)])
         owner = torch.repeat_interleave(count)
-        edge = torch.arange(len(owner), device=node.device) - offsets[owner] + first[owner]
-        alive = self.alive(edge)
-        kept = torch.cat([count.new_zeros(1), alive.cumsum(0)])
-        edge = edge[alive]
-        return kept[offsets], unsigned(self.token[edge]), edge
+        # From the position among all to that among the edges of the level, per node.
+        shift = first - count.cumsum(0) + count
+        return owner, torch.arange(len(owner), device=node.device).add_(shift[owner])
 
-    def mask(self, node: Tensor) -> Tensor:
+    def words(self, node: Tensor) -> Tensor:
         if node.is_cuda:
-            return self.mask_padded(node)
-        offsets, token, _ = self.children(node)
-        allowed = torch.zeros(len(node), self.vocabulary, dtype=torch.bool, device=node.device)
-        allowed[torch.repeat_interleave(offsets.diff()), token] = True
-        return allowed
+            return self.words_padded(node)
+        owner, edge = self._edges(node)
+        return self._packed(owner, unsigned(self.token[edge]), self.alive(edge).int(), len(node))
 
-    def mask_padded(self, node: Tensor) -> Tensor:
-        """As `mask`, by as many children of every node as the one with most has: more work, of a size that does not depend on the nodes."""
+    def words_padded(self, node: Tensor) -> Tensor:
+        """As `words`, by as many children of every node as the one with most has: more work, but its size does not depend on them."""
         known = node.clamp(min=0)
         first, last = self.starts[known].unsqueeze(1), self.starts[known + 1].unsqueeze(1)
         edge = first + torch.arange(self.most, device=node.device)
         there = (edge < last) & (node >= 0).unsqueeze(1)
         edge = edge.clamp(max=self.edges - 1)
         there &= self.alive(edge)
-        # What is not there goes to a column that is cut off.
-        token = torch.where(there, unsigned(self.token[edge]), self.vocabulary)
-        allowed = torch.zeros(len(node), self.vocabulary + 1, dtype=torch.bool, device=node.device)
-        return allowed.scatter_(1, token, there)[:, : self.vocabulary]
+        owner = torch.arange(len(node), device=node.device).unsqueeze(1).expand_as(edge)
+        return self._packed(owner, unsigned(self.token[edge]), there.int(), len(node))
+
+    def _packed(self, owner: Tensor, token: Tensor, there: Tensor, rows: int) -> Tensor:
+        """int32[rows, ceil(vocabulary / 32)]: the bits of the tokens int64[...] of each owner int64[...] where `there` int32[...] is 1."""
+        words = -(-self.vocabulary // WORD)
+        found = torch.zeros(rows * words, dtype=torch.int32, device=token.device)
+        # No bit is added twice, so a sum of bits is their union.
+        found.index_add_(0, (owner * words + token // WORD).flatten(), (there << (token % WORD).int()).flatten())
+        return found.view(rows, words)
 
     def any_alive(self, node: Tensor) -> Tensor:
         found = torch.zeros(len(node), dtype=torch.bool, device=node.device)

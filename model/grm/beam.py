@@ -137,8 +137,8 @@ class Growing:
         flat, bitmask = self._node.flatten(), self._trie.allowed(level)
         if bitmask is not None:
             return flat.int(), bitmask
-        mask = self._trie.mask(flat, level)
-        return torch.arange(len(mask), dtype=torch.int32, device=mask.device), _packed(mask)
+        words = self._trie.words(flat, level)
+        return torch.arange(len(words), dtype=torch.int32, device=words.device), words
 
 
 def _kept(config: GrmConfig, widths: Sequence[int]) -> list[int]:

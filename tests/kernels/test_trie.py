@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kernels.bits import unpack
 from kernels.trie import Trie, cpu, ops, reference
 from kernels.trie.levels import Dense, Sparse, Starts
 
@@ -149,7 +153,7 @@ def test_dense_and_sparse_levels_agree_through_updates(
             assert int(trie.mask(node, level).sum()) == len(tokens) and not trie.mask(node, level)[0].any()
             sparse = trie.levels[level]
             if isinstance(sparse, Sparse) and sparse.edges:
-                assert torch.equal(sparse.mask_padded(node), sparse.mask(node))
+                assert torch.equal(sparse.words_padded(node), sparse.words(node))
 
 
 def test_a_prefix_without_a_live_sid_is_not_allowed_until_one_comes_back() -> None:
@@ -222,3 +226,43 @@ def test_torch_knows_what_a_step_makes() -> None:
     torch.library.opcheck(ops.child_sparse, (node, token, sparse.token, sparse.live, *starts, sparse.most))
     starts = (*dense.starts.tensors, dense.starts.shift)
     torch.library.opcheck(ops.child_dense, (node * 0, token, dense.bits, dense.rank, dense.live, *starts, dense.vocabulary))
+
+
+@pytest.mark.parametrize("tokens", [1, 31, 32, 100, 8192])
+def test_bits_are_unpacked_as_the_definition_says(tokens: int) -> None:
+    words = torch.randint(-(2**31), 2**31, (3, -(-tokens // 32)), generator=torch.Generator().manual_seed(9)).int()
+    assert torch.equal(unpack(words, tokens), reference.unpack(words, tokens))
+    assert torch.equal(unpack(words.t().contiguous().t(), tokens), reference.unpack(words, tokens))
+
+
+def test_a_reader_beside_changes_sees_one_state_whole_or_the_next() -> None:
+    catalogue = torch.unique(wide(10), dim=0)
+    before = Trie.build(catalogue, (100,) * 3)
+    off, fresh = torch.arange(0, len(before), 2), torch.tensor([[99, 0, 0], [99, 99, 99], [0, 0, 0]])
+    cycle: list[Callable[[Trie], Trie]] = [
+        lambda trie: trie.set_alive(off, False), lambda trie: trie.set_alive(off, True), lambda trie: trie.append(fresh), lambda _: before
+    ]  # fmt: skip
+    states, now = [], before
+    for change in cycle:
+        now = change(now)
+        states.append(now.sids[now.alive].tolist())
+    current, done, seen = [before], threading.Event(), list[int]()
+
+    def read() -> None:
+        while not done.is_set():
+            trie = current[0]
+            node, found = trie.root(1)[0], torch.zeros(1, 0, dtype=torch.int64)
+            for level in range(3):  # every SID, by the steps of a search
+                offsets, token, node = trie.expand(node, level)
+                found = torch.cat([found[torch.repeat_interleave(offsets.diff())], token.unsqueeze(1)], 1)
+            seen.append(states.index(found.tolist()) if found.tolist() in states else -1)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    turn = 0
+    while turn < 40 or len(set(seen)) < 2:
+        current[0] = cycle[turn % len(cycle)](current[0])
+        turn += 1
+    done.set()
+    reader.join()
+    assert -1 not in seen
