@@ -17,8 +17,10 @@ import torch
 from torch import Tensor
 
 from kernels import beam_attention, beam_topk, context_attention, linear, projection, selection
+from kernels.nearest import nearest_children, nearest_sid
 from kernels.trie import Trie, cpu, ops
 from kernels.trie.levels import Dense
+from tests.kernels.test_nearest import WIDTH, same, world
 from tests.kernels.test_ops import history, mask_of, relative
 from tests.kernels.test_selection import KINDS, assert_same, numbers
 from tests.kernels.test_trie import steps, wide
@@ -168,3 +170,12 @@ def test_a_step_in_the_trie(dense_levels: int) -> None:
             for live in (level.live, None):
                 sparse = (node, token, level.token, live, *starts, level.most)
                 assert torch.equal(ops.child_sparse(*sparse, "triton"), cpu.child_sparse(*sparse))
+
+
+def test_a_descent_to_the_nearest_sid() -> None:
+    trie, books, wanted = world(SEED)  # on a grid: sums of squares are exact in any order
+    same(nearest_sid(wanted, trie, books, 5, beam=6, backend="triton"), nearest_sid(wanted, trie, books, 5, beam=6, backend="torch"))
+    residual = torch.full((12, 1, WIDTH), torch.nan, dtype=torch.float64)
+    offsets, token, child = trie.expand(trie.walk(wanted[:, :1]), 1)
+    given = (residual, offsets, token, child, torch.full((12,), -1), books[1], 3)
+    same(nearest_children(*given, backend="triton"), nearest_children(*given, backend="torch"))

@@ -116,6 +116,15 @@ def trie_code(dense: bool, folder: Path, arch: int) -> Code:
     return compiled(kernel, pointers(kernel, short | wide, "i32") | {"M": "i32"}, sizes | {"SHIFT": 3, "BLOCK": BLOCK}, 4, 3, folder, arch)
 
 
+def nearest_code(folder: Path, arch: int) -> Code:
+    from kernels.nearest.triton import CHILDREN, DEPTH
+    from kernels.nearest.triton import child_distance_kernel as kernel
+
+    wide = {"distance_ptr": "*fp64", "residual_ptr": "*fp64", "codebook_ptr": "*fp32"}
+    sizes = {"D": 128, "CHILDREN": CHILDREN, "DEPTH": DEPTH}
+    return compiled(kernel, pointers(kernel, wide, "i64") | {"T": "i32"}, sizes, 4, 3, folder, arch)
+
+
 PRODUCTS = {
     "projection": lambda *at: projection_code(512, False, *at),
     "masked projection": lambda *at: projection_code(512, True, *at),
@@ -132,6 +141,7 @@ GATHERS = {
     "beam self-attention": lambda *at: beam_code(3, *at),
     "dense step in the trie": lambda *at: trie_code(True, *at),
     "sparse step in the trie": lambda *at: trie_code(False, *at),
+    "distances of a descent": lambda *at: nearest_code(*at),
 }
 SHARED_LIMIT = 227 * 1024  # bytes of one block on sm_90 and sm_100
 

@@ -1,4 +1,4 @@
-"""Nearest SIDs against brute force in float64."""
+"""Nearest SIDs against the definition: every distance in float64, a stable sort."""
 
 from __future__ import annotations
 
@@ -7,7 +7,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.nearest import nearest
+from kernels import nearest as package
+from kernels.nearest import cpu, nearest, nearest_children, nearest_sid, reference
+from kernels.trie import Trie
+
+Found = tuple[torch.Tensor, torch.Tensor]
+COUNTS, WIDTH = (6, 40, 7), 3
+
+
+def same(found: Found, expected: Found) -> None:
+    """Equal bits of distances, and equal rows."""
+    assert torch.equal(found[1], expected[1]) and torch.equal(found[0], expected[0])
+
+
+def world(seed: int, count: int = 300, grid: bool = True) -> tuple[Trie, list[torch.Tensor], torch.Tensor]:
+    """A catalogue, centroids (on a grid: many equal distances), and SIDs that may exist or not."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def sids(number: int) -> torch.Tensor:
+        return torch.stack([(codes * torch.rand(number, generator=generator) ** 2).long() for codes in COUNTS], 1)
+
+    books = [torch.randn(codes, WIDTH, generator=generator) * 2 ** (1 - level) for level, codes in enumerate(COUNTS)]
+    return Trie.build(sids(count), COUNTS), [(4 * book).round() / 4 if grid else book for book in books], sids(12)
 
 
 @settings(max_examples=60, deadline=None)
@@ -27,10 +48,7 @@ def test_it_finds_what_brute_force_finds_in_the_same_order(
     if grid:  # many equal distances
         asked, known = asked.round(), known.round()
     k = min(k, places)
-    exact = (asked.double().unsqueeze(1) - known.double()).square().sum(-1)
-    expected, row = exact.sort(dim=1, stable=True)
-    distance, found = nearest(asked, known, k)
-    assert torch.equal(found, row[:, :k]) and torch.equal(distance, expected[:, :k])
+    same(nearest(asked, known, k), reference.nearest(asked, known, k))
 
 
 def test_a_place_that_exists_is_its_own_nearest_at_distance_zero() -> None:
@@ -60,3 +78,86 @@ def test_places_far_from_the_origin_are_told_apart_although_the_product_rounds_t
 def test_more_neighbours_than_places_are_refused() -> None:
     with pytest.raises(ValueError, match="are expected"):
         nearest(torch.zeros(1, 2), torch.zeros(3, 2), 4)
+
+
+def test_what_is_no_number_or_endless_is_not_found_and_large_numbers_are() -> None:
+    asked = torch.tensor([[0.0, 0.0], [3e25, 0.0], [torch.nan, 0.0]])
+    known = torch.tensor([[torch.nan, 0.0], [3e25, 0.0], [torch.inf, 1.0], [1.0, 1.0], [-2e25, 0.0]])
+    distance, row = nearest(asked, known, 4)
+    assert row.tolist() == [[3, 4, 1, -1], [1, 3, 4, -1], [-1] * 4] and bool((distance[row < 0] == torch.inf).all())
+    same((distance, row), reference.nearest(asked, known, 4))
+
+
+@pytest.mark.parametrize("nodes", [1, 3])
+@pytest.mark.parametrize("worth", [0, 16, 1 << 20])
+def test_a_level_of_the_descent_is_the_definition(nodes: int, worth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "WORTH", worth)  # by differences alone, by the product, as it comes
+    monkeypatch.setattr(cpu, "BLOCK", 100)  # several blocks
+    for seed, grid in ((0, True), (1, False)):
+        trie, books, wanted = world(seed, grid=grid)
+        books[1][5] = torch.nan
+        generator = torch.Generator().manual_seed(seed)
+        node = torch.randint(-1, trie.levels[1].nodes, (12, nodes), generator=generator)
+        node[3] = -1
+        offsets, token, child = trie.expand(node.flatten(), 1)
+        residual = torch.randn(12, nodes, WIDTH, generator=generator, dtype=torch.float64)
+        residual[7, 0] = torch.inf
+        own = trie.walk(wanted[:, :2])
+        for k in (1, 5, 300):
+            given = (residual, offsets, token, child, own, books[1], k)
+            same(nearest_children(*given), reference.nearest_children(*given))
+
+
+@pytest.mark.parametrize("grid", [True, False])
+def test_a_descent_that_keeps_everything_is_exact(grid: bool) -> None:
+    trie, books, wanted = world(2, grid=grid)
+    trie = trie.set_alive(torch.arange(0, len(trie), 3), False)
+    distance, leaf = nearest_sid(wanted, trie, books, 9, beam=len(trie))
+    live = trie.alive.nonzero()[:, 0]
+    places = sum(book[trie.sids[live][:, level]].double() for level, book in enumerate(books))
+    asked = sum(book[wanted[:, level]].double() for level, book in enumerate(books))
+    assert isinstance(places, torch.Tensor) and isinstance(asked, torch.Tensor)
+    expected, row = reference.nearest(asked, places, 9)
+    torch.testing.assert_close(distance, expected, atol=1e-12, rtol=0)
+    if not grid:  # among equals a SID that exists comes first here
+        assert torch.equal(leaf, live[row])
+    assert bool(trie.alive[leaf].all())
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_a_narrow_descent_finds_live_leaves_in_order_and_what_exists_at_distance_zero(beam: int) -> None:
+    trie, books, wanted = world(3, grid=False)
+    trie = trie.set_alive(torch.arange(0, len(trie), 2), False)
+    wanted = torch.cat([wanted, trie.sids[trie.alive]])
+    distance, leaf = nearest_sid(wanted, trie, books, beam, beam=beam)
+    assert bool(trie.alive[leaf[leaf >= 0]].all()) and bool((leaf[:, 0] >= 0).all())
+    assert bool((distance[:, 1:] >= distance[:, :-1]).all())
+    exists = trie.walk(wanted) >= 0
+    assert torch.equal(leaf[exists, 0], trie.walk(wanted[exists])) and not distance[exists, 0].any()
+    for one in range(12):
+        same(nearest_sid(wanted[one : one + 1], trie, books, beam, beam=beam), (distance[one : one + 1], leaf[one : one + 1]))
+
+
+def test_a_trie_with_nothing_alive_has_nothing_near() -> None:
+    trie, books, wanted = world(4)
+    for empty in (trie.set_alive(torch.arange(len(trie)), False), Trie.build(trie.sids[:0], COUNTS)):
+        distance, leaf = nearest_sid(wanted, empty, books, 2)
+        assert leaf.tolist() == [[-1, -1]] * 12 and bool((distance == torch.inf).all())
+    assert nearest_sid(wanted[:0], trie, books, 2)[1].shape == (0, 2)
+
+
+def test_what_does_not_fit_the_trie_is_refused() -> None:
+    trie, books, wanted = world(5)
+    with pytest.raises(ValueError, match="1 ≤ k ≤ beam"):
+        nearest_sid(wanted, trie, books, 3, beam=2)
+    with pytest.raises(ValueError, match=r"SID \[0, 0, 7\] \(row 1\)"):
+        nearest_sid(torch.tensor([[0, 0, 0], [0, 0, 7]]), trie, books)
+
+
+def test_torch_knows_what_a_search_for_the_nearest_makes() -> None:
+    trie, books, wanted = world(6)
+    torch.library.opcheck(package._nearest, (torch.randn(3, 4), torch.randn(9, 4), 2))
+    node = trie.walk(wanted[:, :1]).unsqueeze(1).clamp(min=0)
+    offsets, token, child = trie.expand(node.flatten(), 1)
+    residual = torch.randn(12, 1, WIDTH, dtype=torch.float64)
+    torch.library.opcheck(package._nearest_children, (residual, offsets, token, child, node[:, 0], books[1], 4, "torch"))
