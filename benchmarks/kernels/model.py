@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.kernels.timing import record
-from kernels.trie import Trie
+from kernels.trie import Prefixes
 from model.grm.beam import search
 from model.grm.decoder import Context, Decoder
 from model.grm.presets import GrmConfig
@@ -63,7 +63,7 @@ def last(context: Context) -> Context:
     return Context(keys, values, context.bias[-1:].float())
 
 
-def ours(model: Decoder, inputs: Sequence[Context], widths: Sequence[int], trie: Trie | None = None) -> Callable[[int], Found]:
+def ours(model: Decoder, inputs: Sequence[Context], widths: Sequence[int], trie: Prefixes | None = None) -> Callable[[int], Found]:
     """This project's search on input set i."""
 
     def run(index: int) -> Found:

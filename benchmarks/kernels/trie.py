@@ -8,14 +8,14 @@ evenly.
 
 * Bytes: of the arrays that a search reads. STATIC's are counted as its paper lays them out: a byte of mask and four of state for each pair
   of tokens; four bytes each for token, next state and row start below. Peak: what the process grew by while building, above the SIDs.
-* An update switches 10,000 random leaves off, or on again; an append brings 10,000 new SIDs. Another thread searches meanwhile, each search
-  in the trie that was current when it began, and checks that all it found was alive in that trie. The floor of an update is a copy of the
-  bits that it makes anew, that of an append a copy of the whole trie. The sorted array's update copies a byte per SID; STATIC's builds all
-  again.
+* An update switches 10,000 random leaves off, or on again. Each of five appends brings 10,000 new SIDs, into a small trie beside the large
+  one (`kernels.trie.layered`); a merge makes one trie of both. Another thread searches meanwhile, each search in the trie that was current
+  when it began, and checks that all it found was alive in that trie. The floor of an update is a copy of the bits that it makes anew, that
+  of a merge a copy of the whole trie. The sorted array's update copies a byte per SID; STATIC's builds all again.
 * A step is the choice of 512 continuations from the logits of 512 different beams, with the children of those chosen, per level; all
   layouts must agree on the scores before they are timed.
 * Share: what the trie takes, all levels (listing what is allowed, forbidding the rest, children), of a whole search of the reference
-  preset, width 512, context 512.
+  preset, width 512, context 512. "layered": with the small trie of 50,000 beside.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import argparse
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,15 @@ from torch import Tensor
 from benchmarks import provenance
 from benchmarks.kernels import model
 from benchmarks.kernels.static import Static
+from kernels.bits import unpack
 from kernels.projection import pyramid
 from kernels.selection import beam_select
-from kernels.trie import Trie
+from kernels.trie import Prefixes, Trie
+from kernels.trie.layered import Layered
 from model.grm.presets import PRESETS
 
 CODES, LEVELS, BEAMS, CONTEXT = 8192, 4, 512, 512
-CHANGED = 10_000
+CHANGED, APPENDS = 10_000, 5
 SEARCHED = 128
 """Beams of the searches during updates."""
 Row = dict[str, Any]
@@ -114,7 +116,7 @@ def median(run: Callable[[], object], rounds: int) -> float:
     return statistics.median(milliseconds(run) for _ in range(rounds))
 
 
-def allowed(trie: Trie, node: Tensor, level: int) -> tuple[Tensor, Tensor]:
+def allowed(trie: Prefixes, node: Tensor, level: int) -> tuple[Tensor, Tensor]:
     """What may follow each beam, as `model.grm.beam` gives it to `kernels.projection`: a row int32[M] of a bitmask, and that."""
     bitmask = trie.allowed(level)
     if bitmask is not None:
@@ -122,17 +124,17 @@ def allowed(trie: Trie, node: Tensor, level: int) -> tuple[Tensor, Tensor]:
     return torch.arange(len(node), dtype=torch.int32), trie.words(node, level)
 
 
-def choose(trie: Trie, node: Tensor, logits: Tensor, cumulative: Tensor, width: int, level: int) -> tuple[Tensor, ...]:
-    """Score, token and node of the best continuations [1, width] of beams [1, W]."""
+def choose(trie: Prefixes, node: Tensor, logits: Tensor, cumulative: Tensor, width: int, level: int) -> tuple[Tensor, ...]:
+    """Score, parent, token and node of the best continuations [1, width] of beams [1, W]."""
     row, bitmask = allowed(trie, node.flatten(), level)
     score, parent, token = beam_select(pyramid(logits, node=row, bitmask=bitmask), cumulative, width)
-    return score, token, trie.child(node.gather(1, parent.long()), token, level)
+    return score, parent.long(), token.long(), trie.child(node.gather(1, parent.long()), token, level)
 
 
 class Searching(threading.Thread):
     """Searches, one after the other, in the trie that is current when each begins."""
 
-    def __init__(self, trie: Trie, rounds: int = 0) -> None:
+    def __init__(self, trie: Trie | Layered, rounds: int = 0) -> None:
         super().__init__()
         self.trie, self.rounds, self.done, self.times = trie, rounds, threading.Event(), list[float]()
         self.failed: BaseException | None = None
@@ -148,35 +150,41 @@ class Searching(threading.Thread):
 
     def _search(self) -> None:
         trie = self.trie
-        node, score = trie.root(1), torch.zeros(1, 1)
+        node, score, codes = trie.root(1), torch.zeros(1, 1), torch.zeros(1, 0, dtype=torch.int64)
         for level in range(LEVELS):
-            score, _, node = choose(trie, node, self._logits[: node.shape[1]], score, SEARCHED, level)
-        leaves = node[score > -torch.inf]
-        assert len(leaves) and bool(trie.levels[-1].alive(leaves).all()), "a search found what was not alive in its trie"
+            score, parent, token, node = choose(trie, node, self._logits[: node.shape[1]], score, SEARCHED, level)
+            codes = torch.cat([codes[parent[0]], token.view(-1, 1)], 1)
+        found = codes[score[0] > -torch.inf]
+        assert len(found) and bool(trie.contains(found).all()), "a search found what was not alive in its trie"
 
 
-def changes(trie: Trie, rounds: int) -> Iterator[tuple[str, Callable[[Trie], Trie]]]:
-    generator = torch.Generator().manual_seed(2)
-    for _ in range(rounds):
-        leaves = torch.randint(0, len(trie), (CHANGED,), generator=generator)
-        yield "update", lambda now, leaves=leaves: now.set_alive(leaves, False)
-        yield "update", lambda now, leaves=leaves: now.set_alive(leaves, True)
-    for _ in range(3):
-        fresh = torch.randint(0, CODES, (CHANGED, LEVELS), generator=generator)
-        yield "append", lambda now, fresh=fresh: now.append(fresh)
-
-
-def updates(trie: Trie, rounds: int) -> Row:
+def updates(trie: Trie, rounds: int) -> tuple[Row, Layered]:
     """Times of changes while another thread searches, of searches with and without them, and the floors of the changes."""
     alone = Searching(trie, rounds)
     alone.run()
     searching = Searching(trie)
-    searching.start()
-    times: dict[str, list[float]] = {"update": [], "append": []}
-    for name, change in changes(trie, rounds):
+    times: dict[str, list[float]] = {"update": [], "append": [], "merge": []}
+
+    def change(name: str, make: Callable[[], Trie | Layered]) -> None:
         began = time.perf_counter()
-        searching.trie = change(searching.trie)
+        searching.trie = make()
         times[name].append((time.perf_counter() - began) * 1000)
+
+    searching.start()
+    generator = torch.Generator().manual_seed(2)
+    now = trie
+    for _ in range(rounds):
+        leaves = torch.randint(0, len(trie), (CHANGED,), generator=generator)
+        for alive in (False, True):
+            before = now
+            change("update", lambda before=before, leaves=leaves, alive=alive: before.set_alive(leaves, alive))  # type: ignore[misc]
+            now = searching.trie  # type: ignore[assignment]
+    layers = Layered.of(now)
+    for _ in range(APPENDS):
+        fresh = torch.randint(0, CODES, (CHANGED, LEVELS), generator=generator)
+        change("append", lambda layers=layers, fresh=fresh: layers.append(fresh))  # type: ignore[misc]
+        layers = searching.trie  # type: ignore[assignment]
+    change("merge", layers.merged)
     searching.done.set()
     searching.join()
     for one in (alone, searching):
@@ -188,36 +196,50 @@ def updates(trie: Trie, rounds: int) -> Row:
         "update_p50_ms": statistics.median(times["update"]),
         "update_p99_ms": float(np.percentile(times["update"], 99)),
         "update_floor_ms": median(lambda: [tensor.clone() for tensor in bits], rounds),
-        "append_ms": statistics.median(times["append"]),
-        "append_floor_ms": median(lambda: [tensor.clone() for tensor in arrays], rounds),
+        "append_p50_ms": statistics.median(times["append"]),
+        "append_most_ms": max(times["append"]),
+        "merge_ms": times["merge"][0],
+        "merge_floor_ms": median(lambda: [tensor.clone() for tensor in arrays], rounds),
+        "megabytes_layered": layers.nbytes / 1e6,
         "search_alone_ms": statistics.median(alone.times),
         "search_meanwhile_ms": statistics.median(searching.times),
         "searches_meanwhile": len(searching.times),
-    }
+    }, layers
 
 
-def share(trie: Trie, nodes: list[Tensor], rounds: int) -> Row:
-    """What the trie takes of a whole search, with the nodes of its beams before each level given."""
+def shares(tries: dict[str, Trie | Layered], prefixes: list[Tensor], rounds: int) -> Row:
+    """What a trie takes of a whole search."""
     config, device = PRESETS["reference"], torch.device("cpu")
     decoder = model.decoder(config, device, torch.float32)
     contexts = model.contexts(config, 1, CONTEXT, device, torch.float32, count=1)
-    search = model.ours(decoder, contexts, [BEAMS] * LEVELS, trie)
-    search(0)
-    whole = median(lambda: search(0), max(3, rounds // 4))
-    part = sum(of_trie(trie, node, level, rounds) for level, node in enumerate(nodes))
-    return {"search_ms": whole, "trie_ms": part, "share": part / whole}
+    row: Row = {}
+    for name, trie in tries.items():
+        search = model.ours(decoder, contexts, [BEAMS] * LEVELS, trie)
+        search(0)
+        whole = median(lambda search=search: search(0), max(3, rounds // 4))  # type: ignore[misc]
+        nodes = [trie.root(1)[0], *(walk(trie, prefix) for prefix in prefixes)]
+        part = sum(of_trie(trie, node, level, rounds) for level, node in enumerate(nodes))
+        row |= {f"search{name}_ms": whole, f"trie{name}_ms": part, f"share{name}": part / whole}
+    return row
 
 
-def of_trie(trie: Trie, node: Tensor, level: int, rounds: int) -> float:
+def walk(trie: Prefixes, prefixes: Tensor) -> Tensor:
+    node = trie.root(len(prefixes))[:, 0]
+    for level, token in enumerate(prefixes.unbind(1)):
+        node = trie.child(node, token, level)
+    return node
+
+
+def of_trie(trie: Prefixes, node: Tensor, level: int, rounds: int) -> float:
     """Milliseconds of the trie's calls at a level, and of its bits in the projection."""
     logits = torch.randn(len(node), CODES, generator=torch.Generator().manual_seed(level))
     row, bitmask = allowed(trie, node, level)
     asked = [lambda: allowed(trie, node, level), lambda: pyramid(logits, node=row, bitmask=bitmask), lambda: pyramid(logits)]
     if level + 1 < LEVELS:  # a search has no use for leaves
-        offsets, token, _ = trie.expand(node, level)
-        chosen = torch.linspace(0, len(token) - 1, BEAMS).long()
-        parent = node[torch.repeat_interleave(offsets.diff())[chosen]]
-        asked.append(lambda: trie.child(parent, token[chosen], level))
+        follow = unpack(trie.words(node, level), CODES).nonzero()
+        parent, token = follow[torch.linspace(0, len(follow) - 1, BEAMS).long()].unbind(1)
+        parent = node[parent]
+        asked.append(lambda: trie.child(parent, token, level))
     listing, masked, bare, *children = (
         statistics.median(times) for times in zip(*([milliseconds(one) for one in asked] for _ in range(rounds)), strict=True)
     )
@@ -266,16 +288,16 @@ def measure(count: int, rounds: int) -> list[Row]:
     ours |= {"layout": "ours", "sids": len(trie), "nodes": edges, "megabytes": trie.nbytes / 1e6}
     ours["megabytes_changed"] = trie.set_alive(torch.zeros(1, dtype=torch.int64), False).nbytes / 1e6
     torch.set_num_threads(1)  # one core searches, the other changes
-    ours |= updates(trie, rounds)
+    changed, layers = updates(trie, rounds)
     torch.set_num_threads(2)
-    ours |= share(trie, [trie.root(1)[0], *nodes], max(3, rounds // 5))
+    ours |= changed | shares({"": trie, "_layered": layers}, prefixes, rounds)
     row, scores = steps("ours", lambda x, c, level: choose(trie, nodes[level - 1].unsqueeze(0), x, c, BEAMS, level), None, rounds)
     ours |= row
 
     array, plain = built(lambda: SortedArray(sids))
-    leaves = torch.randint(0, len(trie), (CHANGED,), generator=torch.Generator().manual_seed(2))
+    rows = torch.randint(0, len(trie), (CHANGED,), generator=torch.Generator().manual_seed(2))
     plain |= {"layout": "sorted array", "sids": len(trie), "megabytes": array.nbytes / 1e6}
-    plain["update_p50_ms"] = median(lambda: array.changed(leaves, False), rounds)
+    plain["update_p50_ms"] = median(lambda: array.changed(rows, False), rounds)
     plain |= steps("sorted array", lambda x, c, level: array.step(prefixes[level - 1], x, c, level), scores, rounds)[0]
 
     tables, static = built(lambda: Static(trie.sids, CODES))

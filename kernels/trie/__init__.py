@@ -6,13 +6,14 @@ a node has few children: a list of 16-bit tokens per node.
 
 Which SIDs are alive is a snapshot. `set_alive` and `append` answer with a new trie and leave the old one as it was, so a search that is
 under way ends with the set it began with. `set_alive` copies one bit per edge (and the bitmask rows) and shares the rest; node and leaf
-numbers stay. `append` renumbers.
+numbers stay. `append` renumbers and writes everything anew; `kernels.trie.layered` is for SIDs that keep coming.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -23,6 +24,18 @@ from kernels.trie.reference import WORD
 
 DENSE_LEVELS = 2
 """Levels with a bitmask: ten bytes for every 32 tokens of every node, worth it while the nodes are few."""
+
+
+class Prefixes(Protocol):
+    """What a search asks of a set of SIDs: see the methods of `Trie`."""
+
+    def root(self, batch: int) -> Tensor: ...
+
+    def child(self, node: Tensor, token: Tensor, level: int) -> Tensor: ...
+
+    def allowed(self, level: int) -> Tensor | None: ...
+
+    def words(self, node: Tensor, level: int) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -221,4 +234,4 @@ def _pack(sids: Tensor, counts: tuple[int, ...]) -> Tensor:
     return packed
 
 
-__all__ = ["Trie"]
+__all__ = ["Prefixes", "Trie"]

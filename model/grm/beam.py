@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from kernels.projection import proj_pyramid
 from kernels.selection import beam_select
-from kernels.trie import Trie
+from kernels.trie import Prefixes
 from model.grm.decoder import Context, Decoder
 from model.grm.expansion import Expansion
 from model.grm.presets import GrmConfig
@@ -39,7 +39,7 @@ def search(
     priors: Sequence[Prior],
     context: Context,
     widths: Sequence[int],
-    trie: Trie | None = None,
+    trie: Prefixes | None = None,
     avoid: Sequence[Tensor] = (),
 ) -> Beams:
     """Exact when every width is at least the number of prefixes of its level.
@@ -82,7 +82,7 @@ class Growing:
         priors: Sequence[Prior],
         context: Context,
         slots: int,
-        trie: Trie | None = None,
+        trie: Prefixes | None = None,
         avoid: Sequence[Tensor] = (),
     ) -> None:
         batch, device = len(context.bias), context.bias.device

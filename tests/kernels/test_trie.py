@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from kernels.bits import unpack
 from kernels.trie import Trie, cpu, ops, reference
+from kernels.trie.layered import Layered
 from kernels.trie.levels import Dense, Sparse, Starts
 
 COUNTS = (5, 3, 4)
@@ -266,3 +267,28 @@ def test_a_reader_beside_changes_sees_one_state_whole_or_the_next() -> None:
     done.set()
     reader.join()
     assert -1 not in seen
+
+
+def test_two_layers_lead_where_one_trie_of_both_leads() -> None:
+    sids = torch.unique(wide(11), dim=0)
+    old, new = sids[::2], sids[1::3]
+    one = Trie.build(old, (100,) * 3)
+    two = Layered.of(one)
+    for part in new.split(20):
+        one, two = one.append(part), two.append(part)
+    off = torch.cat([old[::5], new[::4], torch.tensor([[99, 99, 99]])])
+    one, two = one.set_alive(one.leaf(off[:-1]), False), two.set_alive(off, False)
+    back = off[::3]
+    one, two = one.append(back), two.append(back)
+    assert torch.equal(two.contains(sids), one.contains(sids))
+    assert len(two.main) == len(old) and bool((two.main.leaf(two.recent.sids) < 0).all())
+    prefixes, nodes = torch.zeros(1, 0, dtype=torch.int64), (one.root(1)[0], two.root(1)[0])
+    for level in range(3):
+        assert torch.equal(two.words(nodes[1], level), one.words(nodes[0], level))
+        offsets, token, _ = one.expand(nodes[0], level)
+        parent = torch.repeat_interleave(offsets.diff())
+        nodes = one.child(nodes[0][parent], token, level), two.child(nodes[1][parent], token, level)
+        prefixes = torch.cat([prefixes[parent], token.unsqueeze(1)], 1)
+        assert bool((nodes[1] >= 0).all()) and two.child(nodes[1][:1], torch.tensor([-1]), min(level + 1, 2)).tolist() == [-1]
+    assert torch.equal(two.merged().sids[two.merged().alive], one.sids[one.alive])
+    assert torch.equal(prefixes, one.sids[one.alive])
