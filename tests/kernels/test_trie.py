@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.bits import unpack
-from kernels.trie import Trie, cpu, ops, reference
+from kernels.trie import Prefixes, Trie, cpu, ops, reference
 from kernels.trie.layered import Layered
 from kernels.trie.levels import Dense, Sparse, Starts
 
@@ -236,27 +237,49 @@ def test_bits_are_unpacked_as_the_definition_says(tokens: int) -> None:
     assert torch.equal(unpack(words.t().contiguous().t(), tokens), reference.unpack(words, tokens))
 
 
-def test_a_reader_beside_changes_sees_one_state_whole_or_the_next() -> None:
-    catalogue = torch.unique(wide(10), dim=0)
-    before = Trie.build(catalogue, (100,) * 3)
-    off, fresh = torch.arange(0, len(before), 2), torch.tensor([[99, 0, 0], [99, 99, 99], [0, 0, 0]])
-    cycle: list[Callable[[Trie], Trie]] = [
-        lambda trie: trie.set_alive(off, False), lambda trie: trie.set_alive(off, True), lambda trie: trie.append(fresh), lambda _: before
-    ]  # fmt: skip
-    states, now = [], before
+def walked(trie: Prefixes) -> list[list[int]]:
+    """Every SID that the steps of a search lead to."""
+    node, found = trie.root(1)[0], torch.zeros(1, 0, dtype=torch.int64)
+    for level in range(3):
+        parent, token = unpack(trie.words(node, level), 100).nonzero().unbind(1)
+        node, found = trie.child(node[parent], token, level), torch.cat([found[parent], token.unsqueeze(1)], 1)
+    return sorted(found.tolist())
+
+
+FRESH = torch.tensor([[99, 0, 0], [99, 99, 99], [0, 0, 0]])
+OFF = torch.unique(wide(10), dim=0)[::2]
+CHANGES: dict[str, list[Callable[[Any], Prefixes]]] = {
+    "one trie": [
+        lambda trie: trie.set_alive(trie.leaf(OFF), False),
+        lambda trie: trie.append(FRESH),
+        lambda trie: trie.set_alive(trie.leaf(OFF), True),
+    ],
+    "two layers": [
+        lambda layers: layers.set_alive(OFF, False),
+        lambda layers: layers.append(FRESH),
+        lambda layers: layers.set_alive(OFF, True),
+        lambda layers: Layered.of(layers.merged()),
+    ],
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_reader_beside_changes_sees_one_state_whole_or_the_next(kind: str) -> None:
+    trie = Trie.build(wide(10), (100,) * 3)
+    before = trie if kind == "one trie" else Layered.of(trie)
+    cycle: list[Callable[[Any], Prefixes]] = [*CHANGES[kind], lambda _: before]
+    states: list[list[list[int]]] = []
+    now: Prefixes = before
     for change in cycle:
         now = change(now)
-        states.append(now.sids[now.alive].tolist())
-    current, done, seen = [before], threading.Event(), list[int]()
+        states.append(walked(now))
+    assert states[0] != states[1] != states[2]
+    current, done, seen = [now], threading.Event(), list[int]()
 
     def read() -> None:
         while not done.is_set():
-            trie = current[0]
-            node, found = trie.root(1)[0], torch.zeros(1, 0, dtype=torch.int64)
-            for level in range(3):  # every SID, by the steps of a search
-                offsets, token, node = trie.expand(node, level)
-                found = torch.cat([found[torch.repeat_interleave(offsets.diff())], token.unsqueeze(1)], 1)
-            seen.append(states.index(found.tolist()) if found.tolist() in states else -1)
+            found = walked(current[0])
+            seen.append(states.index(found) if found in states else -1)
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
