@@ -1,8 +1,8 @@
 """The set of semantic IDs that may be produced, as a prefix trie in flat arrays; its SIDs can be switched off and on.
 
 A node is the position of the edge that leads to it, among the edges of its level sorted by (parent, token): no next state is stored. A leaf
-is the rank of its SID among all, in lexicographic order. The first levels are dense: a bitmask row per node, the child by popcount. Below,
-a node has few children: a list of 16-bit tokens per node.
+is the rank of its SID among all, in lexicographic order. Levels of few nodes are dense: a bitmask row per node, the child by popcount. The
+others have a list of 16-bit tokens per node.
 
 Which SIDs are alive is a snapshot. `set_alive` and `append` answer with a new trie and leave the old one as it was, so a search that is
 under way ends with the set it began with. `set_alive` copies one bit per edge (and the bitmask rows) and shares the rest; node and leaf
@@ -22,8 +22,8 @@ from kernels.bits import unpack
 from kernels.trie.levels import Dense, Sparse
 from kernels.trie.reference import WORD
 
-DENSE_LEVELS = 2
-"""Levels with a bitmask: ten bytes for every 32 tokens of every node, worth it while the nodes are few."""
+DENSE_BYTES = 32 << 20
+"""A level has a bitmask while its arrays (ten bytes for every 32 tokens of every node) are no larger: it is read faster than lists."""
 
 
 class Prefixes(Protocol):
@@ -49,21 +49,25 @@ class Trie:
     levels: tuple[Dense | Sparse, ...]
 
     @classmethod
-    def build(cls, sids: Tensor, code_counts: Sequence[int], dense_levels: int = DENSE_LEVELS) -> Trie:
+    def build(cls, sids: Tensor, code_counts: Sequence[int], dense_levels: int | None = None) -> Trie:
         """The trie of SIDs int[N, L], all alive; equal ones count once.
+
+        Args:
+            dense_levels: the first levels, with a bitmask; by default whichever stay within `DENSE_BYTES`.
 
         Raises:
             ValueError: not L codes each, a code that its level does not have, a level of more than 65,536 codes, or so many codes that a
                 SID does not fit in 63 bits.
         """
         counts = tuple(code_counts)
-        return cls._of(torch.unique(_pack(sids, counts)), counts, dense_levels)
+        dense = None if dense_levels is None else [index < dense_levels for index in range(len(counts))]
+        return cls._of(torch.unique(_pack(sids, counts)), counts, dense)
 
     def append(self, sids: Tensor) -> Trie:
         """A trie with more SIDs int[M, L], alive even if they were there and dead; nodes and leaves are renumbered. Raises like build()."""
         mine, fresh = self._packed(), _pack(sids, self.code_counts)
         packed = torch.unique(torch.cat([mine, fresh.to(mine.device)]))
-        grown = self._of(packed, self.code_counts, sum(isinstance(level, Dense) for level in self.levels))
+        grown = self._of(packed, self.code_counts, [isinstance(level, Dense) for level in self.levels])
         dead = mine[~self.alive]
         dead = dead[~torch.isin(dead, fresh.to(mine.device))]
         return grown.set_alive(torch.searchsorted(packed, dead), False) if len(dead) else grown
@@ -194,7 +198,7 @@ class Trie:
         return packed
 
     @classmethod
-    def _of(cls, packed: Tensor, counts: tuple[int, ...], dense_levels: int) -> Trie:
+    def _of(cls, packed: Tensor, counts: tuple[int, ...], dense: Sequence[bool] | None) -> Trie:
         levels: list[Dense | Sparse] = []
         prefixes = packed
         for index in reversed(range(len(counts))):
@@ -203,7 +207,8 @@ class Trie:
             prefixes, children = torch.unique_consecutive(prefixes // tokens, return_counts=True)
             if index == 0 and not len(prefixes):
                 children = packed.new_zeros(1)  # the root is there, with nothing below
-            kind = Dense if index < dense_levels else Sparse
+            small = 10 * len(children) * -(-tokens // WORD) <= DENSE_BYTES
+            kind = Dense if (small if dense is None else dense[index]) else Sparse
             levels.insert(0, kind.of(token, children, tokens))
         return cls(counts, tuple(levels))
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.graph import StaticCall
-from kernels.trie import Trie
+from kernels.trie import Prefixes
 from model.grm.beam import Beams
 from model.grm.decoder import Context
 from model.grm.followers import LAGS, Followers
@@ -36,7 +36,7 @@ class BeamGraph:
         ValueError: a model with experts, whose routing decides by numbers what is computed.
     """
 
-    def __init__(self, grm: Grm, trie: Trie | None = None) -> None:
+    def __init__(self, grm: Grm, trie: Prefixes | None = None) -> None:
         if grm.config.experts:
             raise ValueError(f"a model of {grm.config.experts} experts has no static shapes: search it with Grm.beam")
         self._grm = grm

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from kernels.trie import Trie
+from kernels.trie import Prefixes
 from model.grm import beam, loss
 from model.grm.beam import Beams
 from model.grm.context import Context, ContextProcessor
@@ -100,7 +100,7 @@ class Grm(nn.Module):
         return self(batch).loss(weight)
 
     @torch.no_grad()
-    def beam(self, batch: GrmBatch, widths: Sequence[int], trie: Trie | None = None, avoid: Sequence[Tensor] = ()) -> Beams:
+    def beam(self, batch: GrmBatch, widths: Sequence[int], trie: Prefixes | None = None, avoid: Sequence[Tensor] = ()) -> Beams:
         """The likeliest SIDs of every row; see `model.grm.beam.search`."""
         batch = self.resolve(batch)
         return self.search(self.context(batch), batch.memory, self.followers.read(batch.memory), widths, trie, avoid)
@@ -112,7 +112,7 @@ class Grm(nn.Module):
         memory: Memory,
         followed: Followers,
         widths: Sequence[int],
-        trie: Trie | None = None,
+        trie: Prefixes | None = None,
         avoid: Sequence[Tensor] = (),
     ) -> Beams:
         """`beam` of rows that were encoded and looked up."""

@@ -92,6 +92,7 @@ def test_sids_that_are_none_are_refused(sids: list[list[int]], counts: tuple[int
 def test_a_large_catalogue_agrees_with_a_set_on_members_and_strangers() -> None:
     sids = torch.randint(0, 8192, (20_000, 4), generator=torch.Generator().manual_seed(2))
     trie = Trie.build(sids, (8192,) * 4)
+    assert [isinstance(level, Dense) for level in trie.levels] == [True, True, False, False], "rows of bits where they are small"
     strangers = sids.clone()
     strangers[:, 3] = (strangers[:, 3] + 1) % 8192
     members = set(map(tuple, sids.tolist()))
@@ -159,7 +160,7 @@ def test_dense_and_sparse_levels_agree_through_updates(
 
 
 def test_a_prefix_without_a_live_sid_is_not_allowed_until_one_comes_back() -> None:
-    trie = Trie.build(torch.tensor([[0, 0, 0], [0, 0, 3], [0, 2, 1], [4, 1, 1]]), COUNTS)
+    trie = Trie.build(torch.tensor([[0, 0, 0], [0, 0, 3], [0, 2, 1], [4, 1, 1]]), COUNTS, dense_levels=2)
     off = trie.set_alive(torch.tensor([0, 1, 3]), False)
     words = [int(level[0, 0]) for level in (trie.allowed(0), off.allowed(0)) if level is not None]
     assert words == [0b10001, 0b00001] and off.allowed(2) is None

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.trie import Trie
+from kernels.trie import Prefixes, Trie
+from kernels.trie.layered import Layered
 from model.grm import Grm, Query, beam, collate
 from model.grm.decoder import Context as Encoded
 from model.grm.decoder import Decoder
@@ -98,9 +99,13 @@ def test_a_request_gets_the_same_beams_alone_and_in_company(trained: Grm, world:
         assert torch.equal(together.sids[row], alone.sids[0])
 
 
-def test_a_trie_allows_only_its_sids_and_does_not_change_how_likely_they_are(trained: Grm, world: SmallWorld) -> None:
+@pytest.mark.parametrize("kind", ["bits", "lists", "two layers"])
+def test_a_trie_allows_only_its_sids_and_does_not_change_how_likely_they_are(kind: str, trained: Grm, world: SmallWorld) -> None:
     allowed = [EVERY_SID[index] for index in (3, 40, 41, 77, 119)]
-    found = trained.beam(collate(people(2), world.vocabulary, trained.config), [6, 30, 8], Trie.build(torch.tensor(allowed), CODES))
+    trie: Prefixes = Trie.build(torch.tensor(allowed), CODES, dense_levels=0 if kind == "lists" else 3)
+    if kind == "two layers":
+        trie = Layered.of(Trie.build(torch.tensor(allowed[::2]), CODES)).append(torch.tensor(allowed))
+    found = trained.beam(collate(people(2), world.vocabulary, trained.config), [6, 30, 8], trie)
     for row, person in enumerate(people(2)):
         every = exhaustive(trained, person)
         expected = sorted(((every[EVERY_SID.index(sid)].item(), sid) for sid in allowed), reverse=True)
