@@ -18,7 +18,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kernels.bits import unpack
 from kernels.trie.levels import Dense, Sparse
 from kernels.trie.reference import WORD
 
@@ -138,16 +137,12 @@ class Trie:
         """The leaf int64[M] of each SID int[M, L], alive or not; -1 where there never was such a SID."""
         return self._walk(sids, dead=True)
 
-    def children(self, node: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        """What may follow each node int64[M]: tokens int64[T], ascending per node, those of node m at `offsets[m]:offsets[m + 1]`.
+    def expand(self, node: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What may follow each node int64[M]: those of node m at `offsets[m]:offsets[m + 1]`, by ascending token.
 
         Returns:
-            offsets int64[M + 1], tokens int64[T].
+            offsets int64[M + 1], tokens int64[T], and the nodes int64[T] that they lead to.
         """
-        return self.expand(node, level)[:2]
-
-    def expand(self, node: Tensor, level: int) -> tuple[Tensor, Tensor, Tensor]:
-        """As `children`, and the node that each token leads to, int64[T]."""
         if not self.levels[level].edges:
             nothing = node.new_zeros(0, dtype=torch.int64)
             return node.new_zeros(len(node) + 1, dtype=torch.int64), nothing, nothing
@@ -169,11 +164,6 @@ class Trie:
         if not self.levels[level].edges:
             return torch.zeros(len(node), -(-self.code_counts[level] // WORD), dtype=torch.int32, device=node.device)
         return self.levels[level].words(node.long())
-
-    def mask(self, node: Tensor, level: int) -> Tensor:
-        """As `words`, for nodes int64[...], as bool[..., tokens of the level]."""
-        tokens = self.code_counts[level]
-        return unpack(self.words(node.reshape(-1), level), tokens).view(*node.shape, tokens)
 
     def _child(self, node: Tensor, token: Tensor, level: int, dead: bool) -> Tensor:
         if not self.levels[level].edges:

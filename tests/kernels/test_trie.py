@@ -21,6 +21,11 @@ COUNTS = (5, 3, 4)
 SIDS = st.lists(st.tuples(*(st.integers(0, count - 1) for count in COUNTS)), max_size=40)
 
 
+def mask(trie: Trie, node: torch.Tensor, level: int) -> torch.Tensor:
+    """What may follow each node int64[...], bool[..., tokens of the level]."""
+    return unpack(trie.words(node.flatten(), level), trie.code_counts[level]).view(*node.shape, -1)
+
+
 def tensor(sids: list[tuple[int, ...]]) -> torch.Tensor:
     return torch.tensor(sids, dtype=torch.int32).view(-1, len(COUNTS))
 
@@ -45,8 +50,8 @@ def test_what_may_follow_a_prefix_is_what_follows_it_in_some_sid(sids: list[tupl
         prefixes = [tuple(prefix) for prefix in np.ndindex(*COUNTS[:level])]
         node = trie.walk(torch.tensor(prefixes, dtype=torch.int64).view(len(prefixes), level))
         expected = [[any(sid[: level + 1] == (*prefix, token) for sid in sids) for token in range(COUNTS[level])] for prefix in prefixes]
-        assert trie.mask(node, level).tolist() == expected
-        offsets, tokens = trie.children(node, level)
+        assert mask(trie, node, level).tolist() == expected
+        offsets, tokens, _ = trie.expand(node, level)
         lists = [tokens[offsets[row] : offsets[row + 1]].tolist() for row in range(len(prefixes))]
         assert lists == [[token for token, allowed in enumerate(row) if allowed] for row in expected]
 
@@ -62,10 +67,10 @@ def test_a_search_from_the_root_stays_inside_for_any_shape() -> None:
     sids = torch.randint(0, 8, (30, 4), generator=torch.Generator().manual_seed(1))
     trie = Trie.build(sids, (8, 8, 8, 8))
     node = trie.root(2)
-    assert trie.mask(node, 0).shape == (2, 1, 8)
+    assert mask(trie, node, 0).shape == (2, 1, 8)
     node = trie.child(node.expand(2, 3), torch.tensor([[int(sids[0, 0])] * 2 + [-1]] * 2), 0)
     assert node.shape == (2, 3) and (node[:, 2] == -1).all() and (node[:, :2] >= 0).all()
-    assert not trie.mask(node, 1)[:, 2].any()
+    assert not mask(trie, node, 1)[:, 2].any()
 
 
 def test_a_token_that_its_level_does_not_have_leads_nowhere() -> None:
@@ -128,8 +133,9 @@ def test_ten_thousand_random_updates_end_where_a_rebuild_does(dense_levels: int)
             assert trie.contains(everything).tolist() == alive.tolist() == trie.alive.tolist()
             for level in range(3):
                 prefixes = torch.unique(everything[:, : level + 1], dim=0)[:, :level]
-                assert torch.equal(trie.mask(trie.walk(prefixes), level), left.mask(left.walk(prefixes), level))
-                assert all(map(torch.equal, trie.children(trie.walk(prefixes), level), left.children(left.walk(prefixes), level)))
+                assert torch.equal(mask(trie, trie.walk(prefixes), level), mask(left, left.walk(prefixes), level))
+                found, expected = trie.expand(trie.walk(prefixes), level), left.expand(left.walk(prefixes), level)
+                assert all(map(torch.equal, found[:2], expected[:2]))
     same(trie.set_alive(torch.arange(len(trie)), True), Trie.build(everything, (100,) * 3, dense_levels))
 
 
@@ -153,7 +159,7 @@ def test_dense_and_sparse_levels_agree_through_updates(
             offsets, tokens, children = trie.expand(node, level)
             owner = torch.repeat_interleave(offsets.diff())
             assert torch.equal(trie.child(node[owner], tokens, level), children)
-            assert int(trie.mask(node, level).sum()) == len(tokens) and not trie.mask(node, level)[0].any()
+            assert int(mask(trie, node, level).sum()) == len(tokens) and not mask(trie, node, level)[0].any()
             sparse = trie.levels[level]
             if isinstance(sparse, Sparse) and sparse.edges:
                 assert torch.equal(sparse.words_padded(node), sparse.words(node))
@@ -164,8 +170,8 @@ def test_a_prefix_without_a_live_sid_is_not_allowed_until_one_comes_back() -> No
     off = trie.set_alive(torch.tensor([0, 1, 3]), False)
     words = [int(level[0, 0]) for level in (trie.allowed(0), off.allowed(0)) if level is not None]
     assert words == [0b10001, 0b00001] and off.allowed(2) is None
-    assert off.mask(off.walk(torch.tensor([[0]])), 1).tolist() == [[False, False, True]]
-    assert off.set_alive(torch.tensor([1]), True).mask(off.root(1)[0], 0).tolist() == [[True, False, False, False, False]]
+    assert mask(off, off.walk(torch.tensor([[0]])), 1).tolist() == [[False, False, True]]
+    assert mask(off.set_alive(torch.tensor([1]), True), off.root(1)[0], 0).tolist() == [[True, False, False, False, False]]
     assert trie.contains(trie.sids).all(), "the trie that the change was made from is another one now"
 
 
