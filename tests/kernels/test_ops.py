@@ -205,6 +205,8 @@ def test_triton_without_a_gpu_is_refused_in_one_line() -> None:
         lambda: projection.pyramid(torch.zeros(2, 3), node=torch.zeros(2).int()),
         lambda: projection.pyramid(torch.zeros(2, 3), normalizer="none"),
         lambda: selection.beam_select(projection.pyramid(torch.zeros(2, 3)), torch.zeros(1, 3), 1),
+        lambda: selection.proj_select(torch.zeros(2, 3), torch.zeros(4, 5), torch.zeros(1, 2), 1),
+        lambda: selection.proj_select(torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(1, 3), 1),
         lambda: context_attention.context_attention(torch.zeros(1, 2, 3, 4), torch.zeros(1, 5, 2, 4), torch.zeros(1, 5, 2, 4)),
         lambda: linear.linear(torch.zeros(1, 2), torch.zeros(2, 2), activation="gelu"),
         lambda: beam_attention.advance_ancestors(torch.zeros(1, 2, 3).int(), torch.zeros(1, 4).int(), 0),
