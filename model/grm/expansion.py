@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.beam_attention import advance_ancestors, beam_self_attention, places
 from kernels.context_attention import context_attention
-from kernels.linear import linear, rmsnorm_linear
+from kernels.linear import linear, rms_norm, rmsnorm_linear
 from model.grm.decoder import Block, Context, Decoder, FeedForward
 
 
@@ -45,8 +45,8 @@ class Expansion:
         place = None if level == 0 or hidden.is_cuda else places(self._ancestors, beams, level)
         for layer in self._past:
             hidden = self._layer(layer, hidden, beams, level, place)
-        normed: Tensor = self._decoder.norms[level](hidden)
-        return normed
+        gain: Tensor = self._decoder.norms[level].weight  # type: ignore[assignment]
+        return rms_norm(hidden, gain)
 
     def advance(self, parent: Tensor, level: int) -> None:
         """The beams that follow `level` continue those at `parent` int32[B, W]."""
