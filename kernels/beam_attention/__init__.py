@@ -13,7 +13,9 @@ from kernels import dispatch
 from kernels.beam_attention import cpu, reference
 
 
-def beam_self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor, step: int, *, backend: str = "auto") -> Tensor:
+def beam_self_attention(
+    qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor, step: int, *, place: Tensor | None = None, backend: str = "auto"
+) -> Tensor:
     """Attention of each beam's newest token to itself and to its ancestors; writes the newest keys and values at `step`.
 
     Args:
@@ -22,6 +24,7 @@ def beam_self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Te
         values: the same for values.
         ancestors: int32[B, L, S]: `ancestors[b, t, w]` is the slot of beam w's ancestor at step t < step.
         step: 0 ≤ step < L.
+        place: `places(ancestors, W, step)`, if another layer has asked for it already; torch reads by it, Triton by the table.
         backend: see `kernels.dispatch.resolve`.
 
     Returns:
@@ -40,8 +43,13 @@ def beam_self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Te
             "[B, W, (H + 2 G) D], [B, L, S ≥ W, G, D] twice, [B, L, S] and 0 ≤ step < L are expected"
         )
     if dispatch.direct(backend, qkv):
-        return cpu.beam_self_attention(qkv, keys, values, ancestors, step)
+        return cpu.beam_self_attention(qkv, keys, values, ancestors, step, place)
     return _beam_self_attention(qkv, keys, values, ancestors, step, backend)
+
+
+def places(ancestors: Tensor, beams: int, step: int) -> Tensor:
+    """Rows int32[B * W * (step + 1)] of keys [B * L * S, G * D] that each of W beams attends to, itself last; the same in every layer."""
+    return cpu.places(ancestors, beams, step)
 
 
 def advance_ancestors(ancestors: Tensor, parent: Tensor, step: int) -> Tensor:
@@ -77,4 +85,4 @@ def _(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor, step: int, b
     return qkv.new_empty(*qkv.shape[:2], qkv.shape[2] - 2 * groups * width)
 
 
-__all__ = ["advance_ancestors", "beam_self_attention", "reference"]
+__all__ = ["advance_ancestors", "beam_self_attention", "places", "reference"]

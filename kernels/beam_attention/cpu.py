@@ -6,10 +6,19 @@ import torch
 from torch import Tensor
 
 
-def beam_self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor, step: int) -> Tensor:
+def places(ancestors: Tensor, beams: int, step: int) -> Tensor:
+    """See `kernels.beam_attention.places`."""
+    batch, steps, slots = ancestors.shape
+    # Every beam is an ancestor of its own at the newest step.
+    itself = torch.arange(beams, device=ancestors.device, dtype=ancestors.dtype).expand(batch, 1, beams)
+    first = torch.arange(0, batch * steps * slots, slots, device=ancestors.device, dtype=ancestors.dtype).view(batch, 1, steps)
+    return (torch.cat([ancestors[:, :step, :beams], itself], 1).transpose(1, 2) + first[..., : step + 1]).flatten()
+
+
+def beam_self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor, step: int, place: Tensor | None = None) -> Tensor:
     """See `kernels.beam_attention.beam_self_attention`."""
     batch, beams, total = qkv.shape
-    steps, slots, groups, width = keys.shape[1:]
+    groups, width = keys.shape[3:]
     heads = total // width - 2 * groups
     query, key, value = qkv.split([heads * width, groups * width, groups * width], -1)
     keys[:, step, :beams] = key.view(batch, beams, groups, width)
@@ -17,10 +26,8 @@ def beam_self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Te
     if step == 0:
         # Only itself to attend to: the weight is 1.
         return value.view(batch, beams, groups, 1, width).repeat(1, 1, 1, heads // groups, 1).view(batch, beams, heads * width)
-    # Every beam is an ancestor of its own at the newest step.
-    itself = torch.arange(beams, device=qkv.device, dtype=ancestors.dtype).expand(batch, 1, beams)
-    first = torch.arange(0, batch * steps * slots, slots, device=qkv.device, dtype=ancestors.dtype).view(batch, 1, steps)
-    place = (torch.cat([ancestors[:, :step, :beams], itself], 1).transpose(1, 2) + first[..., : step + 1]).flatten()
+    if place is None:
+        place = places(ancestors, beams, step)
     past, seen = (
         side.view(-1, groups * width).index_select(0, place).view(-1, step + 1, groups, width).transpose(1, 2).flatten(0, 1)
         for side in (keys, values)

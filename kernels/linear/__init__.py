@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from kernels import dispatch
 from kernels.config import FUSED_ROWS
@@ -40,6 +41,21 @@ def rmsnorm_linear(
     if gain.shape != x.shape[1:]:
         raise ValueError(f"gain {list(gain.shape)}: [{x.shape[1]}] is expected")
     return _checked(x, gain, weight, bias, residual, activation, torch.finfo(x.dtype).eps if eps is None else eps, backend)
+
+
+def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
+    """`x / sqrt(mean(x²) + ε) * gain` over the last dimension, ε the type's epsilon: `rmsnorm_linear` without its product.
+
+    Args:
+        x: [M, d]. gain: [d].
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if gain.shape != x.shape[1:]:
+        raise ValueError(f"gain {list(gain.shape)}: [{x.shape[1]}] is expected")
+    # On a GPU torch's own is one kernel.
+    return functional.rms_norm(x, gain.shape, gain) if x.is_cuda else cpu.rms_norm(x, gain, torch.finfo(x.dtype).eps)
 
 
 def linear(
@@ -104,4 +120,4 @@ def _(x: Tensor, gain: Tensor | None, weight: Tensor, *_: object) -> Tensor:
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
-__all__ = ["linear", "reference", "rmsnorm_linear"]
+__all__ = ["linear", "reference", "rms_norm", "rmsnorm_linear"]

@@ -58,6 +58,15 @@ def proj_pyramid(
     Raises:
         ValueError: shapes that do not fit, one of node and bitmask without the other, or no such normalizer.
     """
+    check_projection(hidden, weight, bias, extra)
+    check_mask(len(hidden), len(weight), node, bitmask, normalizer)
+    if dispatch.direct(backend, hidden):
+        return Pyramid(*cpu.proj_pyramid(hidden, weight, bias, extra, node, bitmask, normalizer))
+    return Pyramid(*_proj_pyramid(hidden, weight, bias, extra, node, bitmask, normalizer, backend))
+
+
+def check_projection(hidden: Tensor, weight: Tensor, bias: Tensor | None, extra: Tensor | None) -> None:
+    """Raises ValueError: shapes that do not fit; see `proj_pyramid`."""
     if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
         raise ValueError(f"hidden {list(hidden.shape)}, weight {list(weight.shape)}: [M, d] and [V, d] are expected")
     rows, vocabulary = len(hidden), len(weight)
@@ -65,10 +74,6 @@ def proj_pyramid(
         raise ValueError(f"bias {list(bias.shape)}: [{vocabulary}] is expected")
     if extra is not None and extra.shape != (rows, vocabulary):
         raise ValueError(f"extra {list(extra.shape)}: [{rows}, {vocabulary}] is expected")
-    _check_mask(rows, vocabulary, node, bitmask, normalizer)
-    if dispatch.direct(backend, hidden):
-        return Pyramid(*cpu.proj_pyramid(hidden, weight, bias, extra, node, bitmask, normalizer))
-    return Pyramid(*_proj_pyramid(hidden, weight, bias, extra, node, bitmask, normalizer, backend))
 
 
 def pyramid(
@@ -81,7 +86,7 @@ def pyramid(
     """
     if logits.dim() != 2 or 0 in logits.shape:
         raise ValueError(f"logits {list(logits.shape)}: [M, V] with M, V ≥ 1 is expected")
-    _check_mask(logits.shape[0], logits.shape[1], node, bitmask, normalizer)
+    check_mask(logits.shape[0], logits.shape[1], node, bitmask, normalizer)
     values = reference.widen(logits).contiguous()
     if dispatch.direct(backend, values):
         return Pyramid(*cpu.pyramid(values, node, bitmask, normalizer))
@@ -89,7 +94,7 @@ def pyramid(
     return Pyramid(values if node is None else masked, fine, coarse, total)
 
 
-def _check_mask(rows: int, vocabulary: int, node: Tensor | None, bitmask: Tensor | None, normalizer: str) -> None:
+def check_mask(rows: int, vocabulary: int, node: Tensor | None, bitmask: Tensor | None, normalizer: str) -> None:
     if normalizer not in ("full", "allowed"):
         raise ValueError(f'normalizer {normalizer!r}: "full" or "allowed" is expected')
     if (node is None) != (bitmask is None):
@@ -151,4 +156,4 @@ def _empty(like: Tensor, rows: int, vocabulary: int, dtype: torch.dtype) -> tupl
     )
 
 
-__all__ = ["COARSE", "FINE", "Pyramid", "proj_pyramid", "pyramid", "reference"]
+__all__ = ["COARSE", "FINE", "Pyramid", "check_mask", "check_projection", "proj_pyramid", "pyramid", "reference"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
-from kernels.projection import Pyramid, pyramid
+from kernels.projection import Pyramid, check_mask, check_projection, proj_pyramid, pyramid
 from kernels.selection import cpu, reference
 
 Selection = tuple[Tensor, Tensor, Tensor]
@@ -70,13 +70,40 @@ def beam_select(rows: Pyramid, cumulative: Tensor, k: int, *, backend: str = "au
     Raises:
         ValueError: shapes that do not fit, or k < 1.
     """
-    if cumulative.dim() != 2 or cumulative.numel() != len(rows.logits) or cumulative.numel() == 0 or k < 1:
-        raise ValueError(
-            f"{len(rows.logits)} rows, cumulative {list(cumulative.shape)}, k {k}: B * W rows, [B, W] and B, W, k ≥ 1 are expected"
-        )
+    _check_beams(len(rows.logits), cumulative, k)
     if dispatch.direct(backend, rows.logits):
         return cpu.beam_select(rows.logits, rows.fine, rows.coarse, rows.log_normalizer, cumulative, k)
     return _beam_select(rows.logits, rows.fine, rows.coarse, rows.log_normalizer, cumulative, k, backend)
+
+
+def proj_select(
+    hidden: Tensor,
+    weight: Tensor,
+    cumulative: Tensor,
+    k: int,
+    *,
+    bias: Tensor | None = None,
+    extra: Tensor | None = None,
+    node: Tensor | None = None,
+    bitmask: Tensor | None = None,
+    backend: str = "auto",
+) -> Selection:
+    """`beam_select` of the `proj_pyramid` that is normalised over all tokens; few candidates on a CPU are ranked without a pyramid.
+
+    Arguments, result and errors are those of the two.
+    """
+    if cumulative.dim() == 2 and cumulative.shape[1] * len(weight) <= cpu.FEW and dispatch.direct(backend, hidden):
+        check_projection(hidden, weight, bias, extra)
+        check_mask(len(hidden), len(weight), node, bitmask, "full")
+        _check_beams(len(hidden), cumulative, k)
+        return cpu.proj_select(hidden, weight, cumulative, k, bias, extra, node, bitmask)
+    rows = proj_pyramid(hidden, weight, bias=bias, extra=extra, node=node, bitmask=bitmask, backend=backend)
+    return beam_select(rows, cumulative, k, backend=backend)
+
+
+def _check_beams(rows: int, cumulative: Tensor, k: int) -> None:
+    if cumulative.dim() != 2 or cumulative.numel() != rows or cumulative.numel() == 0 or k < 1:
+        raise ValueError(f"{rows} rows, cumulative {list(cumulative.shape)}, k {k}: B * W rows, [B, W] and B, W, k ≥ 1 are expected")
 
 
 @torch.library.custom_op("sidstream::beam_topk", mutates_args=())
@@ -116,4 +143,4 @@ def _empty(cumulative: Tensor, k: int, dtype: torch.dtype) -> Selection:
     )
 
 
-__all__ = ["Pyramid", "beam_select", "beam_topk", "reference"]
+__all__ = ["Pyramid", "beam_select", "beam_topk", "proj_select", "reference"]

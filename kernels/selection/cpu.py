@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
-from kernels.projection.reference import COARSE, FINE, group_maxima, valid, widen
+from kernels.projection.cpu import pyramid
+from kernels.projection.reference import COARSE, FINE, allowed, group_maxima, valid, widen
 from kernels.selection import reference
 from kernels.selection.reference import present
 
@@ -59,6 +61,35 @@ def beam_select(
         found = _distinct(values, offset, k)
         return reference.stable_topk(valid(values), valid(offset), k) if found is None else found
     return _descend([(coarse, COARSE // FINE), (fine, FINE)], logits, valid(offset), k)
+
+
+def proj_select(
+    hidden: Tensor,
+    weight: Tensor,
+    cumulative: Tensor,
+    k: int,
+    bias: Tensor | None,
+    extra: Tensor | None,
+    node: Tensor | None,
+    bitmask: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `kernels.selection.proj_select`; for at most `FEW` candidates of a request."""
+    logits = widen(linear(hidden, weight, bias))
+    if extra is not None:
+        logits = logits + extra
+    values, normalizer = logits, torch.logsumexp(logits, -1)
+    # A logit that is NaN or +inf shows up among the best scores as NaN, unless a mask hides it: then it is in the normalizer still.
+    clean = True
+    if node is not None and bitmask is not None:
+        clean = bool((normalizer < torch.inf).all())
+        values = torch.where(allowed(node, bitmask, values.shape[1]), values, -torch.inf)
+    offset = cumulative.to(values.dtype) - normalizer.view(cumulative.shape)
+    found = _distinct(values.view(*cumulative.shape, -1), offset, k) if clean else None
+    if found is not None:
+        return found
+    values, _, _, normalizer = pyramid(logits, node, bitmask, "full")
+    offset = cumulative.to(values.dtype) - normalizer.view(cumulative.shape)
+    return reference.stable_topk(valid(values).view(*cumulative.shape, -1), valid(offset), k)
 
 
 def _scan(values: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from kernels.projection import proj_pyramid
-from kernels.selection import beam_select
+from kernels.selection import proj_select
 from kernels.trie import Prefixes
 from model.grm.decoder import Context, Decoder
 from model.grm.expansion import Expansion
@@ -94,20 +93,21 @@ class Growing:
         self.score = torch.zeros(batch, 1, dtype=torch.float32, device=device)
 
     def select(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The best continuations of all beams by one code: see `kernels.selection.beam_select`."""
+        """The best continuations of all beams by one code: see `kernels.selection.proj_select`."""
         level = self.codes.shape[-1]
         head: nn.Linear = self._decoder.heads[level]  # type: ignore[assignment]
         extra = [prior(self.codes).flatten(0, 1) for prior in self._priors]
         node, bitmask = self._allowed(level)
-        rows = proj_pyramid(
+        return proj_select(
             self._expansion.hidden(self.codes, level),
             head.weight,
+            self.score,
+            width,
             bias=head.bias,
             extra=sum(extra[1:], extra[0]) if extra else None,
             node=node,
             bitmask=bitmask,
         )
-        return beam_select(rows, self.score, width)
 
     def keep(self, score: Tensor, parent: Tensor, token: Tensor) -> None:
         """Go on with these continuations [B, W], and with no others."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.beam_attention import advance_ancestors, beam_self_attention
+from kernels.beam_attention import advance_ancestors, beam_self_attention, places
 from kernels.context_attention import context_attention
-from kernels.linear import linear, rmsnorm_linear
+from kernels.linear import linear, rms_norm, rmsnorm_linear
 from model.grm.decoder import Block, Context, Decoder, FeedForward
 
 
@@ -42,16 +42,17 @@ class Expansion:
             hidden = self._decoder.fuse(self._trunk[:, :, level].expand_as(hidden), hidden)
         beams = hidden.shape[1]
         hidden = hidden.flatten(0, 1)
+        place = None if level == 0 or hidden.is_cuda else places(self._ancestors, beams, level)
         for layer in self._past:
-            hidden = self._layer(layer, hidden, beams, level)
-        normed: Tensor = self._decoder.norms[level](hidden)
-        return normed
+            hidden = self._layer(layer, hidden, beams, level, place)
+        gain: Tensor = self._decoder.norms[level].weight  # type: ignore[assignment]
+        return rms_norm(hidden, gain)
 
     def advance(self, parent: Tensor, level: int) -> None:
         """The beams that follow `level` continue those at `parent` int32[B, W]."""
         self._ancestors = advance_ancestors(self._ancestors, parent, level)
 
-    def _layer(self, layer: int, hidden: Tensor, beams: int, level: int) -> Tensor:
+    def _layer(self, layer: int, hidden: Tensor, beams: int, level: int, place: Tensor | None) -> Tensor:
         config = self._decoder.config
         block = self._decoder.blocks[layer]
         assert isinstance(block, Block)
@@ -61,7 +62,7 @@ class Expansion:
         assert isinstance(mixed, Tensor)
         hidden = linear(mixed.view_as(hidden), block.cross.out.weight, residual=hidden)
         qkv = rmsnorm_linear(hidden, block.self_norm.weight, block.self.qkv.weight)
-        mixed = beam_self_attention(qkv.view(-1, beams, qkv.shape[1]), *self._past[layer], self._ancestors, level)
+        mixed = beam_self_attention(qkv.view(-1, beams, qkv.shape[1]), *self._past[layer], self._ancestors, level, place=place)
         hidden = linear(mixed.view_as(hidden), block.self.out.weight, residual=hidden)
         if not isinstance(block.ffn, FeedForward):
             return hidden + block.ffn(block.ffn_norm(hidden))

@@ -127,6 +127,7 @@ def test_norm_linear_activation_and_residual_are_what_torch_composes() -> None:
     x, gain, weight = (torch.randn(*shape, generator=generator) for shape in ((5, 24), (24,), (10, 24)))
     bias, residual = torch.randn(10, generator=generator), torch.randn(5, 10, generator=generator)
     normed = x.double() * (x.double().square().mean(1, keepdim=True) + torch.finfo(torch.float32).eps).rsqrt() * gain
+    assert relative(linear.rms_norm(x, gain), normed) < 1e-6
     exact = (normed @ weight.double().T + bias).relu().square() + residual
     assert relative(linear.rmsnorm_linear(x, gain, weight, bias=bias, residual=residual, activation="relu2"), exact) < 1e-6
     assert relative(linear.linear(x, weight), x.double() @ weight.double().T) < 1e-6
@@ -205,8 +206,11 @@ def test_triton_without_a_gpu_is_refused_in_one_line() -> None:
         lambda: projection.pyramid(torch.zeros(2, 3), node=torch.zeros(2).int()),
         lambda: projection.pyramid(torch.zeros(2, 3), normalizer="none"),
         lambda: selection.beam_select(projection.pyramid(torch.zeros(2, 3)), torch.zeros(1, 3), 1),
+        lambda: selection.proj_select(torch.zeros(2, 3), torch.zeros(4, 5), torch.zeros(1, 2), 1),
+        lambda: selection.proj_select(torch.zeros(2, 3), torch.zeros(4, 3), torch.zeros(1, 3), 1),
         lambda: context_attention.context_attention(torch.zeros(1, 2, 3, 4), torch.zeros(1, 5, 2, 4), torch.zeros(1, 5, 2, 4)),
         lambda: linear.linear(torch.zeros(1, 2), torch.zeros(2, 2), activation="gelu"),
+        lambda: linear.rms_norm(torch.zeros(1, 2), torch.zeros(3)),
         lambda: beam_attention.advance_ancestors(torch.zeros(1, 2, 3).int(), torch.zeros(1, 4).int(), 0),
     ],
 )

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernels import beam_topk
-from kernels.projection import pyramid
-from kernels.selection import beam_select, cpu, reference
+from kernels.projection import proj_pyramid, pyramid
+from kernels.selection import beam_select, cpu, proj_select, reference
 
 KINDS = [
     "normal",
@@ -106,6 +106,32 @@ def test_a_selection_by_maxima_gives_the_bits_of_the_definition(
     rows = pyramid(logits.flatten(0, 1))
     with patch.object(cpu, "FEW", few):
         assert_same(beam_select(rows._replace(logits=logits.flatten(0, 1)), cumulative, k), reference.beam_topk(logits, cumulative, k))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    kind=st.sampled_from(KINDS),
+    batch=st.integers(1, 2),
+    beams=st.sampled_from([1, 3, 17]),
+    vocabulary=st.sampled_from([1, 16, 63, 100]),
+    k=st.sampled_from([1, 7, 32, 500]),
+    masked=st.booleans(),
+    few=st.sampled_from([0, cpu.FEW]),
+    seed=st.integers(0, 2**31),
+)
+def test_projection_and_selection_in_one_give_the_bits_of_the_two(
+    kind: str, batch: int, beams: int, vocabulary: int, k: int, masked: bool, few: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits, cumulative = numbers(kind, batch, beams, vocabulary, generator)
+    hidden, weight = torch.randn(batch * beams, 4, generator=generator), torch.randn(vocabulary, 4, generator=generator)
+    hidden[0] = 0.0  # this row's logits are the troublesome numbers themselves
+    words = torch.randint(-(2**31), 2**31, (3, -(-vocabulary // 32)), dtype=torch.int32, generator=generator)
+    node = torch.randint(-1, 3, (batch * beams,), dtype=torch.int32, generator=generator)
+    parts = {"extra": logits.flatten(0, 1)} | ({"node": node, "bitmask": words} if masked else {})
+    with patch.object(cpu, "FEW", few):
+        found = proj_select(hidden, weight, cumulative, k, **parts)
+    assert_same(found, beam_select(proj_pyramid(hidden, weight, **parts), cumulative, k))
 
 
 @pytest.mark.parametrize("kind", KINDS)
