@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,15 @@ def drained(run: Run, observer: Observer, features: FeatureDrain) -> bool:
 
 def check(run: Run, settings: Settings, ends: Endpoints, traffic: Mapping[str, Any], bar: tqdm) -> tuple[dict[str, Any], list[Invariant]]:
     """Read everything back and hold it against the invariants; returns counts and verdicts."""
+    made = list(audit.read_topic(ends.kafka, topics.VIDEOS))
+    with ThreadPoolExecutor(1) as beside:  # decoding leaves Python to the rest of the audit
+        playing = beside.submit(audit.videos_play, made, run.home / "videos")
+        return _check(run, settings, ends, traffic, bar, playing)
+
+
+def _check(
+    run: Run, settings: Settings, ends: Endpoints, traffic: Mapping[str, Any], bar: tqdm, playing: Future[Invariant]
+) -> tuple[dict[str, Any], list[Invariant]]:
     attribution_ms = int(settings.samples.attribution_window_s * 1000)
     bar.set_description("audit: events")
     events = audit.collect(
@@ -162,9 +172,7 @@ def check(run: Run, settings: Settings, ends: Endpoints, traffic: Mapping[str, A
     )
     bar.set_description("audit: samples")
     ledger = audit.fold_samples(audit.read_topic(ends.kafka, topics.SAMPLES), events)
-    bar.set_description("audit: videos")
     letters = list(audit.read_topic(ends.kafka, topics.DEAD_LETTERS))
-    made = list(audit.read_topic(ends.kafka, topics.VIDEOS))
     invariants = [
         audit.initial_samples_equal_impressions(events, ledger),
         audit.every_label_exactly_once(events, ledger),
@@ -179,12 +187,13 @@ def check(run: Run, settings: Settings, ends: Endpoints, traffic: Mapping[str, A
             unanswered=FEED * traffic.get("errors", 0),
             client=traffic.get("client", ""),
         ),
-        audit.videos_play(made, run.home / "videos"),
         audit.read_equals_rows_plus_dead_letters(events, letters),
     ]
     bar.set_description("audit: features")
     disorder_ms = int(settings.features.disorder_s * 1000)
     invariants.append(online_features_equal(events, ends.feature_repo, disorder_ms, length=settings.features.history))
+    bar.set_description("audit: videos")
+    invariants.append(playing.result())
     labels = [label["topic"] for label in events.labels.values()]
     corrections = sum(ledger.sample_ids.values()) - sum(ledger.initial.values())
     counts = {
