@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -155,14 +155,9 @@ def drained(run: Run, observer: Observer, features: FeatureDrain) -> bool:
 def check(run: Run, settings: Settings, ends: Endpoints, traffic: Mapping[str, Any], bar: tqdm) -> tuple[dict[str, Any], list[Invariant]]:
     """Read everything back and hold it against the invariants; returns counts and verdicts."""
     made = list(audit.read_topic(ends.kafka, topics.VIDEOS))
-    with ThreadPoolExecutor(1) as beside:  # decoding leaves Python to the rest of the audit
-        playing = beside.submit(audit.videos_play, made, run.home / "videos")
-        return _check(run, settings, ends, traffic, bar, playing)
-
-
-def _check(
-    run: Run, settings: Settings, ends: Endpoints, traffic: Mapping[str, Any], bar: tqdm, playing: Future[Invariant]
-) -> tuple[dict[str, Any], list[Invariant]]:
+    beside = ThreadPoolExecutor(1)  # decoding leaves Python to the rest of the audit
+    playing = beside.submit(audit.videos_play, made, run.home / "videos")
+    beside.shutdown(wait=False)
     attribution_ms = int(settings.samples.attribution_window_s * 1000)
     bar.set_description("audit: events")
     events = audit.collect(

@@ -6,6 +6,13 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+
+
+def pack(tokens: Tensor) -> Tensor:
+    """int32[M, ceil(V / 32)] of bool[M, V]."""
+    bits = functional.pad(tokens, (0, -tokens.shape[1] % 32)).unflatten(1, (-1, 32))
+    return (bits.long() << torch.arange(32, device=tokens.device)).sum(-1).int()
 
 
 def unpack(words: Tensor, tokens: int) -> Tensor:

@@ -11,7 +11,6 @@ farther than the nearest the best that was found is, on average. Bytes: of what 
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable
@@ -110,25 +109,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=24, help="turns of each side")
     parser.add_argument("--out", type=Path, default=provenance.RESULTS / "kernels_nearest_cpu.csv")
     given = parser.parse_args()
-    facts = provenance.facts("kernels.nearest", ("torch",))
-    facts |= facts.pop("versions")
     with torch.inference_mode():
         world = World()
         rows = [row for count in tqdm(given.sids, desc="catalogues", disable=None) for row in measure(world, count, given.rounds)]
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    with given.out.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*COLUMNS, *facts])
-        for row in rows:
-            writer.writerow([*(_text(row[name]) for name in COLUMNS), *facts.values()])
-    print(" ".join(f"{name:>20}" for name in COLUMNS))
-    for row in rows:
-        print(" ".join(f"{_text(row[name]):>20}" for name in COLUMNS))
-    print(f"written: {given.out}")
-
-
-def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    provenance.write_table("kernels.nearest", COLUMNS, rows, given.out)
 
 
 if __name__ == "__main__":

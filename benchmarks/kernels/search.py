@@ -11,7 +11,6 @@ its caches.
 from __future__ import annotations
 
 import argparse
-import csv
 import random
 import statistics
 import time
@@ -94,20 +93,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=provenance.RESULTS / "kernels_search_cpu.csv")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    facts = provenance.facts("kernels.search", ("torch",))
-    facts |= facts.pop("versions")
     with torch.inference_mode():
         rows = [{"batch": batch} | measure(batch, given.rounds) for batch in tqdm(BATCHES, desc="search", disable=None)]
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    with given.out.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*COLUMNS, *facts])
-        for row in rows:
-            writer.writerow([row["batch"], *(f"{row[name]:.2f}" for name in COLUMNS[1:]), *facts.values()])
-    print(" ".join(f"{name:>15}" for name in COLUMNS))
-    for row in rows:
-        print(" ".join(f"{row[name]:>15}" if name == "batch" else f"{row[name]:>15.2f}" for name in COLUMNS))
-    print(f"written: {given.out}")
+    provenance.write_table("kernels.search", COLUMNS, rows, given.out)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ compared bit for bit with a stable sort of all scores. The floor is one read of 
 from __future__ import annotations
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable
@@ -78,22 +77,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60, help="turns of each side")
     parser.add_argument("--out", type=Path, default=provenance.RESULTS / "kernels_selection_cpu.csv")
     given = parser.parse_args()
-    facts = provenance.facts("kernels.selection", ("torch",))
-    facts |= facts.pop("versions")
     with torch.inference_mode():
         rows = [
             dict(zip(COLUMNS, shape, strict=False)) | measure(shape, given.rounds) for shape in tqdm(SHAPES, desc="selection", disable=None)
         ]
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    with given.out.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*COLUMNS, *facts])
-        for row in rows:
-            writer.writerow([*(row[name] if isinstance(row[name], int) else f"{row[name]:.3f}" for name in COLUMNS), *facts.values()])
-    print(" ".join(f"{name:>15}" for name in COLUMNS))
-    for row in rows:
-        print(" ".join(f"{row[name]:>15}" if isinstance(row[name], int) else f"{row[name]:>15.2f}" for name in COLUMNS))
-    print(f"written: {given.out}")
+    provenance.write_table("kernels.selection", COLUMNS, rows, given.out)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from kernels.bits import pack
 from kernels.selection import proj_select
 from kernels.trie import Prefixes
 from model.grm.decoder import Context, Decoder
@@ -125,10 +125,9 @@ class Growing:
         prefixes = self._avoid.get(level + 1)
         if prefixes is None:
             return self._in_trie(level)
-        mask = _packed(~_continuing(self.codes, prefixes, self._decoder.config.codes[level]).flatten(0, 1))
-        row, bitmask = self._in_trie(level)
-        if row is not None and bitmask is not None:
-            mask &= bitmask[row.long()]
+        mask = pack(~_continuing(self.codes, prefixes, self._decoder.config.codes[level]).flatten(0, 1))
+        if self._trie is not None and self._node is not None:
+            mask &= self._trie.words(self._node.flatten(), level)
         return torch.arange(len(mask), dtype=torch.int32, device=mask.device), mask
 
     def _in_trie(self, level: int) -> tuple[Tensor | None, Tensor | None]:
@@ -161,9 +160,3 @@ def _continuing(codes: Tensor, prefixes: Tensor, vocabulary: int) -> Tensor:
     begun = (codes.unsqueeze(2) == prefixes[:, None, :, :-1]).all(-1) & (prefixes[:, None, :, -1] >= 0)
     token = prefixes[:, None, :, -1].clamp(min=0).expand_as(begun)
     return torch.zeros(*codes.shape[:2], vocabulary, dtype=torch.int32, device=codes.device).scatter_add_(2, token, begun.int()) > 0
-
-
-def _packed(allowed: Tensor) -> Tensor:
-    """bool[M, V] → int32[M, ceil(V / 32)], token t at bit t % 32 of word t // 32."""
-    bits = functional.pad(allowed, (0, -allowed.shape[1] % 32)).unflatten(1, (-1, 32))
-    return (bits.long() << torch.arange(32, device=allowed.device)).sum(-1).int()

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.bits import unpack
+from kernels.bits import pack, unpack
 from kernels.trie import Prefixes, Trie, cpu, ops, reference
 from kernels.trie.layered import Layered
 from kernels.trie.levels import Dense, Sparse, Starts
@@ -322,3 +322,10 @@ def test_two_layers_lead_where_one_trie_of_both_leads() -> None:
         assert bool((nodes[1] >= 0).all()) and two.child(nodes[1][:1], torch.tensor([-1]), min(level + 1, 2)).tolist() == [-1]
     assert torch.equal(two.merged().sids[two.merged().alive], one.sids[one.alive])
     assert torch.equal(prefixes, one.sids[one.alive])
+
+
+@pytest.mark.parametrize("tokens", [1, 31, 32, 33, 100])
+def test_packed_tokens_unpack_to_themselves(tokens: int) -> None:
+    some = torch.rand(7, tokens, generator=torch.Generator().manual_seed(tokens)) < 0.5
+    assert pack(some).shape == (7, -(-tokens // 32))
+    assert torch.equal(unpack(pack(some), tokens), some)
