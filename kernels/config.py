@@ -1,28 +1,41 @@
 """Block sizes of the Triton kernels, as tables: no autotuning, so that a captured graph, a test and a release run the same code.
 
-Chosen for sm_90 by what compiles without spilling registers (`tests/kernels/test_compile.py` holds them to that); their times on a GPU
-are unmeasured so far.
+Chosen on one H100 by time, among those that compile without spilling registers (`tests/kernels/test_compile.py` holds them to that).
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-FUSED_ROWS = 1024
-"""Up to so many rows `kernels.linear` fuses on a GPU."""
+import torch
+
+GROUP = 8
+"""Row tiles of a product whose column tiles run one after the other, before the next row tiles."""
 
 MOST_CANDIDATES = 1 << 15
 """Numbers that one program of `beam_select` holds: its prefix sum counts in 16 bits."""
 
 
 class Tile(NamedTuple):
-    """Rows, columns and depth of one program's tile, its warps and its software pipeline."""
+    """Rows, columns and depth of one program's tile, its warps and its software pipeline.
+
+    persistent: as many programs as multiprocessors take one tile after the other, so that the loads of a tile run beside the epilogue of
+    the one before; otherwise a program has one tile.
+    """
 
     rows: int
     columns: int
     depth: int
     warps: int
     stages: int
+    persistent: bool = False
+
+
+def programs(device: torch.device, tile: Tile) -> int:
+    """The most programs of a product with such tiles. A CPU, where the interpreter runs, has two, so that the loop is seen to work."""
+    if not tile.persistent:
+        return 1 << 30
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
 def projection(rows: int, itemsize: int) -> Tile:
@@ -35,14 +48,22 @@ def projection(rows: int, itemsize: int) -> Tile:
     return Tile(64 if rows <= 64 else 128, 128, 64, 4 if rows <= 64 else 8, 3)
 
 
-def linear(rows: int, itemsize: int) -> Tile:
-    """Tile of the fused linear layers: small, because few rows must still fill all multiprocessors."""
-    return Tile(64, 64, 32, 4, 3) if itemsize == 4 else Tile(64, 64, 64, 4, 4)
+def linear(rows: int, columns: int, itemsize: int) -> Tile:
+    """Tile of the fused linear layers: few rows must still fill all multiprocessors, many want large tiles."""
+    if itemsize == 4:
+        return Tile(64, 64, 32, 4, 3, rows > 128)
+    if rows <= 128:
+        return Tile(64, 32, 128, 4, 3)
+    if rows <= 1024:
+        return Tile(64, 64, 64, 4, 4)
+    if rows * columns < 132 * 128 * 256:
+        return Tile(128, 128, 64, 8, 3)
+    return Tile(128, 256, 64, 8, 3 if columns > 2048 else 4, True)
 
 
 def attention(itemsize: int, width: int) -> Tile:
     """Tile of `context_attention`: query rows and context positions; depth is the head's width."""
-    return Tile(64, 32 if itemsize == 4 else 64, width, 4, 2)
+    return Tile(64, 32 if itemsize == 4 else 64, width, 4, 2 if itemsize == 4 else 3)
 
 
 def pass_columns(vocabulary: int) -> int:

@@ -13,7 +13,7 @@ BACKENDS = ("auto", "torch", "triton")
 def resolve(backend: str, tensor: Tensor) -> str:
     """`"torch"` or `"triton"` for an operation on `tensor`.
 
-    `"auto"` is Triton on CUDA tensors, where it is installed, and torch elsewhere. An explicit `"triton"` also runs CPU tensors in Triton's
+    `"auto"` is Triton on CUDA tensors, where it is installed, and torch elsewhere and in float64. An explicit `"triton"` also runs CPU tensors in Triton's
     interpreter, if that was switched on before Triton was imported.
 
     Raises:
@@ -22,7 +22,7 @@ def resolve(backend: str, tensor: Tensor) -> str:
     """
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r}: one of {', '.join(BACKENDS)} is expected")
-    if backend == "torch" or (backend == "auto" and not tensor.is_cuda):
+    if backend == "torch" or (backend == "auto" and (not tensor.is_cuda or tensor.dtype == torch.float64)):
         return "torch"
     if find_spec("triton") is None:
         if backend == "auto":

@@ -15,12 +15,12 @@ from torch.nn import functional
 
 from benchmarks.kernels.floors import Work
 from benchmarks.kernels.model import INPUT_SETS, LOGIT_SCALE
-from kernels.beam_attention import advance_ancestors, beam_self_attention
+from kernels.beam_attention import advance, beam_self_attention
 from kernels.beam_attention import reference as beam_attention_reference
 from kernels.context_attention import context_attention
 from kernels.context_attention import reference as context_attention_reference
 from kernels.linear import reference as linear_reference
-from kernels.linear import rmsnorm_linear
+from kernels.linear import fold, part_squares, rmsnorm_linear
 from kernels.projection import Pyramid, proj_pyramid, pyramid
 from kernels.projection import reference as projection_reference
 from kernels.selection import beam_select
@@ -177,7 +177,8 @@ def self_attention(shape: Shape) -> Case:
     values = [shape.draw(*sizes, seed=20 + seed) for seed in range(INPUT_SETS)]
     before = [shape.integers(shape.width, *sizes[:3], seed=30 + seed) for seed in range(INPUT_SETS)]
     parent = [shape.integers(shape.width, shape.batch, shape.width, seed=40 + seed) for seed in range(INPUT_SETS)]
-    ancestors = [advance_ancestors(table, chosen, step - 1) for table, chosen in zip(before, parent, strict=True)]
+    codes = shape.integers(2, shape.batch, shape.width, step - 1, seed=50).long()
+    ancestors = [advance(table, codes, chosen, chosen)[0] for table, chosen in zip(before, parent, strict=True)]
 
     def in_beam_order(side: Tensor, table: Tensor) -> Tensor:
         """The cache [B * W, G, step, D] that reordering code holds before the last selection."""
@@ -283,19 +284,23 @@ def norm_linear(shape: Shape) -> Case:
 
     def definition(found: Tensor, _: Any) -> Pairs:
         eps = torch.finfo(shape.dtype).eps
-        exact = linear_reference.fused_linear(x[0][end].float(), gain.float(), weight[0].float(), None, None, "relu2", eps)
+        wide = x[0][end].float()
+        exact = linear_reference.fused_linear(wide, part_squares(wide), fold(gain, weight[0]).float(), None, None, "relu2", eps)
         return [(found[end], exact)]
 
     def same(found: Tensor, ours: Tensor) -> Pairs:
         return [(found, ours)]
 
-    def fused(index: int, backend: str = "auto") -> Tensor:
-        return rmsnorm_linear(x[index], gain, weight[index], activation="relu2", backend=backend)
+    # As in a search: the gain is in the weight, and whoever made x left its squares.
+    folded, squares = [fold(gain, one) for one in weight], [part_squares(one) for one in x]
 
-    variants = {"ours": Variant(fused, definition)}
-    if shape.device.type == "cuda":
-        variants["kernel"] = Variant(lambda i: fused(i, "triton"), same)
-    variants |= {
+    def fused(index: int) -> Tensor:
+        if shape.device.type == "cpu":
+            return rmsnorm_linear(x[index], gain, weight[index], activation="relu2")
+        return rmsnorm_linear(x[index], None, folded[index], squares=squares[index], activation="relu2")
+
+    variants = {
+        "ours": Variant(fused, definition),
         "norm, linear, relu²": Variant(chain, same),
         "linear": Variant(
             lambda i: functional.linear(x[i], weight[i]), lambda found, _: [(found, functional.linear(x[0].float(), weight[0].float()))]

@@ -107,7 +107,7 @@ KILL: tuple[Claim, ...] = (
         Claim(
             f"library's product over rmsnorm_linear, batch {batch}",
             "0.8-1.0",
-            partial(ratio, case="rmsnorm_linear", batch=batch, above="linear", below="kernel"),
+            partial(ratio, case="rmsnorm_linear", batch=batch, above="linear", below="ours"),
             0.95,
             "x",
             most=False,

@@ -52,22 +52,42 @@ def places(ancestors: Tensor, beams: int, step: int) -> Tensor:
     return cpu.places(ancestors, beams, step)
 
 
-def advance_ancestors(ancestors: Tensor, parent: Tensor, step: int) -> Tensor:
-    """The table int32[B, L, S] after the beams of `step` were continued by those with `parent` int32[B, K ≤ S]; a new tensor.
+def advance(ancestors: Tensor, codes: Tensor, parent: Tensor, token: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor]:
+    """What beams carry along, after those with codes int64[B, W, step] were continued as parent and token int32[B, K] say; new tensors.
 
-    `new[:, t, w] = old[:, t, parent[w]]` for t < step, and `new[:, step, w] = parent[w]`.
+    Returns:
+        The table int32[B, L, S] of ancestors: `new[:, t, w] = old[:, t, parent[w]]` for t < step, and `new[:, step, w] = parent[w]`; as it
+        was after the last step, when no beam will attend any more.
+        The codes int64[B, K, step + 1]; 0 follows where token is -1.
 
     Raises:
-        ValueError: more beams than slots, or a step that does not exist.
+        ValueError: shapes that do not fit.
     """
     batch, steps, slots = ancestors.shape
-    if parent.shape[0] != batch or parent.shape[1] > slots or not 0 <= step < steps:
-        raise ValueError(f"ancestors {list(ancestors.shape)}, parent {list(parent.shape)}, step {step}: [B, L, S], [B, K ≤ S], step < L")
-    advanced = ancestors.clone()
-    index = parent.long().unsqueeze(1).expand(-1, step, -1)
-    advanced[:, :step, : parent.shape[1]] = ancestors[:, :step].gather(2, index)
-    advanced[:, step, : parent.shape[1]] = parent
-    return advanced
+    fits = codes.dim() == 3 and len(codes) == batch == len(parent) and parent.shape == token.shape and codes.shape[2] < steps
+    if not fits or (codes.shape[2] < steps - 1 and parent.shape[1] > slots):
+        raise ValueError(
+            f"ancestors {list(ancestors.shape)}, codes {list(codes.shape)}, parent {list(parent.shape)}, token {list(token.shape)}: "
+            "[B, L, S], [B, W, step < L], [B, K ≤ S, or any K at the last step] twice are expected"
+        )
+    if dispatch.direct(backend, codes):
+        return cpu.advance(ancestors, codes, parent, token)
+    return _advance(ancestors, codes, parent, token, backend)
+
+
+@torch.library.custom_op("sidstream::advance", mutates_args=())
+def _advance(ancestors: Tensor, codes: Tensor, parent: Tensor, token: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    if dispatch.resolve(backend, codes) == "triton":
+        from kernels.beam_attention.triton import advance as kernel
+
+        return kernel(ancestors, codes, parent, token)
+    table, longer = cpu.advance(ancestors, codes, parent, token)
+    return table.clone() if table is ancestors else table, longer
+
+
+@_advance.register_fake
+def _(ancestors: Tensor, codes: Tensor, parent: Tensor, token: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(ancestors), codes.new_empty(*parent.shape, codes.shape[2] + 1)
 
 
 @torch.library.custom_op("sidstream::beam_self_attention", mutates_args=("keys", "values"))
@@ -85,4 +105,4 @@ def _(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor, step: int, b
     return qkv.new_empty(*qkv.shape[:2], qkv.shape[2] - 2 * groups * width)
 
 
-__all__ = ["advance_ancestors", "beam_self_attention", "places", "reference"]
+__all__ = ["advance", "beam_self_attention", "places", "reference"]

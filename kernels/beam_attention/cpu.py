@@ -15,6 +15,19 @@ def places(ancestors: Tensor, beams: int, step: int) -> Tensor:
     return (torch.cat([ancestors[:, :step, :beams], itself], 1).transpose(1, 2) + first[..., : step + 1]).flatten()
 
 
+def advance(ancestors: Tensor, codes: Tensor, parent: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    """See `kernels.beam_attention.advance`."""
+    step, kept = codes.shape[2], parent.shape[1]
+    continued = parent.long()
+    longer = torch.cat([codes.gather(1, continued.unsqueeze(-1).expand(-1, -1, step)), token.long().clamp(min=0).unsqueeze(-1)], -1)
+    if step == ancestors.shape[1] - 1:
+        return ancestors, longer
+    table = ancestors.clone()
+    table[:, :step, :kept] = ancestors[:, :step].gather(2, continued.unsqueeze(1).expand(-1, step, -1))
+    table[:, step, :kept] = parent
+    return table, longer
+
+
 def beam_self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor, step: int, place: Tensor | None = None) -> Tensor:
     """See `kernels.beam_attention.beam_self_attention`."""
     batch, beams, total = qkv.shape

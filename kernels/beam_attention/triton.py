@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 # Beams per program: small, for a launch of few beams must still fill the GPU, and the gathers are latency, not bandwidth.
 BEAMS = 16
+# Slots per program of `advance`.
+ADVANCED = 128
 
 
 @triton.jit
@@ -53,6 +56,45 @@ def beam_self_attention_kernel(
     mixed = mixed / total[:, None]
     place = ((request * W + beam) * H + head)[:, None] * D + width[None, :]
     tl.store(out_ptr + place, mixed.to(out_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def advance_kernel(
+    ancestors_ptr, codes_ptr, parent_ptr, token_ptr, new_ancestors_ptr, new_codes_ptr, W, K,
+    STEP: tl.constexpr, L: tl.constexpr, S: tl.constexpr, BW: tl.constexpr,
+):  # fmt: skip
+    """Grid (tiles of slots, requests): what a beam carries along, its ancestors and its codes."""
+    request = tl.program_id(1).to(tl.int64)
+    slot = tl.program_id(0) * BW + tl.arange(0, BW)
+    kept = slot < K
+    parent = tl.load(parent_ptr + request * K + slot, mask=kept, other=0)
+    token = tl.load(token_ptr + request * K + slot, mask=kept, other=0)
+    for time in tl.static_range(L):
+        row = (request * L + time) * S
+        # Slots that no beam has, and steps to come, stay as they were; after the last step nobody asks.
+        source = tl.where(kept, parent, slot) if time < STEP and STEP + 1 < L else slot
+        old = tl.load(ancestors_ptr + row + source, mask=slot < S, other=0)
+        new = tl.where(kept, parent, old) if time == STEP and STEP + 1 < L else old
+        tl.store(new_ancestors_ptr + row + slot, new, mask=slot < S)
+    for time in tl.static_range(STEP):
+        code = tl.load(codes_ptr + (request * W + parent) * STEP + time, mask=kept, other=0)
+        tl.store(new_codes_ptr + (request * K + slot) * (STEP + 1) + time, code, mask=kept)
+    # A beam that does not exist has token -1, and no code is negative.
+    tl.store(new_codes_ptr + (request * K + slot) * (STEP + 1) + STEP, tl.maximum(token, 0).to(tl.int64), mask=kept)
+
+
+def advance(ancestors: Tensor, codes: Tensor, parent: Tensor, token: Tensor) -> tuple[Tensor, Tensor]:
+    """See `kernels.beam_attention.advance`."""
+    batch, steps, slots = ancestors.shape
+    beams, step = codes.shape[1:]
+    kept = parent.shape[1]
+    table = torch.empty_like(ancestors, memory_format=torch.contiguous_format)
+    longer = codes.new_empty(batch, kept, step + 1)
+    advance_kernel[(triton.cdiv(max(slots, kept), ADVANCED), batch)](
+        ancestors.contiguous(), codes.contiguous(), parent.contiguous(), token.contiguous(), table, longer, beams, kept,
+        STEP=step, L=steps, S=slots, BW=ADVANCED, num_warps=4,
+    )  # fmt: skip
+    return table, longer
 
 
 def beam_self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Tensor, step: int) -> Tensor:

@@ -20,13 +20,48 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
+def _attend(
+    query, keys_ptr, values_ptr, start, length, peak, total, mixed, key_position, value_position, scale,
+    D: tl.constexpr, DP: tl.constexpr, BN: tl.constexpr, SHARED: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """One block of positions; those from `length` on are left out where MASKED."""
+    at = start + tl.arange(0, BN)
+    width = tl.arange(0, DP)
+    key_at = keys_ptr + at[:, None] * key_position + width[None, :]
+    value_at = values_ptr + at[:, None] * value_position + width[None, :]
+    if MASKED or D != DP:
+        there = (at < length)[:, None] & (width < D)[None, :]
+        key = tl.load(key_at, mask=there, other=0.0)
+    else:
+        key = tl.load(key_at)
+    score = tl.dot(query, tl.trans(key), input_precision="ieee")
+    none: tl.constexpr = float("-inf")
+    if MASKED:
+        score = tl.where((at < length)[None, :], score, none)
+    higher = tl.maximum(peak, tl.max(score, axis=1) * scale)
+    # Every step sees at least one position, but a score may be -inf itself.
+    pivot = tl.where(higher == none, 0.0, higher)
+    weight = tl.exp2(score * scale - pivot[:, None])
+    shrink = tl.exp2(peak - pivot)
+    total = total * shrink + tl.sum(weight, axis=1)
+    if SHARED:
+        value = key
+    elif MASKED or D != DP:
+        value = tl.load(value_at, mask=there, other=0.0)
+    else:
+        value = tl.load(value_at)
+    mixed = tl.dot(weight.to(value.dtype), value, mixed * shrink[:, None], input_precision="ieee")
+    return higher, total, mixed
+
+
+@triton.jit
 def context_attention_kernel(
     query_ptr, keys_ptr, values_ptr, lengths_ptr, out_ptr, lse_ptr, W, S, scale,
     key_batch, key_position, key_group, value_batch, value_position, value_group,
     H: tl.constexpr, R: tl.constexpr, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-    VARIABLE: tl.constexpr, LSE: tl.constexpr,
+    VARIABLE: tl.constexpr, SHARED: tl.constexpr, LSE: tl.constexpr,
 ):  # fmt: skip
-    """Grid (tiles of W * R queries, groups, requests); `scale` includes log2(e)."""
+    """Grid (tiles of W * R queries, groups, requests); `scale` includes log2(e); SHARED: the values are the keys."""
     group = tl.program_id(1)
     request = tl.program_id(2).to(tl.int64)
     index = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -43,25 +78,17 @@ def context_attention_kernel(
     peak = tl.full((BM,), none, tl.float32)
     total = tl.zeros((BM,), tl.float32)
     mixed = tl.zeros((BM, DP), tl.float32)
-    position = tl.arange(0, BN)
     keys_ptr += request * key_batch + group * key_group
     values_ptr += request * value_batch + group * value_group
-    for start in range(0, length, BN):
-        at = start + position
-        there = (at < length)[:, None] & (width < D)[None, :]
-        at64 = at.to(tl.int64)[:, None]
-        key = tl.load(keys_ptr + at64 * key_position + width[None, :], mask=there, other=0.0)
-        score = tl.dot(query, tl.trans(key), input_precision="ieee") * scale
-        score = tl.where((at < length)[None, :], score, none)
-        higher = tl.maximum(peak, tl.max(score, axis=1))
-        # Every step sees at least one position, but a score may be -inf itself.
-        pivot = tl.where(higher == none, 0.0, higher)
-        weight = tl.exp2(score - pivot[:, None])
-        shrink = tl.exp2(peak - pivot)
-        total = total * shrink + tl.sum(weight, axis=1)
-        value = tl.load(values_ptr + at64 * value_position + width[None, :], mask=there, other=0.0)
-        mixed = tl.dot(weight.to(value.dtype), value, mixed * shrink[:, None], input_precision="ieee")
-        peak = higher
+    whole = length // BN * BN
+    for start in range(0, whole, BN):
+        peak, total, mixed = _attend(
+            query, keys_ptr, values_ptr, start, length, peak, total, mixed, key_position, value_position, scale, D, DP, BN, SHARED, False
+        )
+    if whole < length:
+        peak, total, mixed = _attend(
+            query, keys_ptr, values_ptr, whole, length, peak, total, mixed, key_position, value_position, scale, D, DP, BN, SHARED, True
+        )
     mixed = mixed / tl.where(total == 0.0, 1.0, total)[:, None]
     tl.store(out_ptr + place, mixed.to(out_ptr.dtype.element_ty), mask=live[:, None] & (width < D)[None, :])
     if LSE:
@@ -82,6 +109,10 @@ def context_attention(query: Tensor, keys: Tensor, values: Tensor, lengths: Tens
         query, keys, values, out if lengths is None else lengths.int(), out, lse, beams, positions, width**-0.5 / 0.6931471805599453,
         *keys.stride()[:3], *values.stride()[:3],
         H=heads, R=ratio, D=width, DP=max(16, triton.next_power_of_2(width)), BM=tile.rows, BN=tile.columns,
-        VARIABLE=lengths is not None, LSE=with_lse, num_warps=tile.warps, num_stages=tile.stages,
+        VARIABLE=lengths is not None, SHARED=_same(keys, values), LSE=with_lse, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return out, lse
+
+
+def _same(keys: Tensor, values: Tensor) -> bool:
+    return keys.data_ptr() == values.data_ptr() and keys.stride() == values.stride()

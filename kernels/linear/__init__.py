@@ -1,7 +1,8 @@
 """Linear layers with what surrounds them fused: root-mean-square norm before, bias, activation and residual after.
 
-With few rows a GPU spends more time on launching and on memory than on products, and each fused piece is a pass less; with many rows
-cuBLAS is hard to beat, so `backend="auto"` fuses up to `kernels.config.FUSED_ROWS` rows and leaves the rest to it.
+On a GPU every piece that is not fused is a launch with few rows, and a pass over memory with many. A norm is fused without a pass of its own
+in two halves: whoever makes a row leaves the squares of its parts (`linear_squares`, `embed`), and whoever multiplies it scales the product
+by them; the gain belongs to the weight (`fold`).
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels import dispatch
-from kernels.config import FUSED_ROWS
 from kernels.linear import cpu, reference
-from kernels.linear.reference import ACTIVATIONS
+from kernels.linear.reference import ACTIVATIONS, PART, part_squares
+
+ALIGNMENT = 16
+"""Bytes: the copy engine of a GPU reads rows that begin at multiples of it."""
 
 
 def rmsnorm_linear(
     x: Tensor,
-    gain: Tensor,
+    gain: Tensor | None,
     weight: Tensor,
     *,
+    squares: Tensor | None = None,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     activation: str | None = None,
@@ -30,7 +34,9 @@ def rmsnorm_linear(
     """`activation(rms_norm(x) * gain @ weight.T + bias) + residual` (norm: arXiv 1910.07467).
 
     Args:
-        x: [M, d]. gain: [d]. weight: [n, d]. bias: [n]. residual: [M, n].
+        x: [M, d]. weight: [n, d]. bias: [n]. residual: [M, n].
+        gain: [d]; None where it is in the weight already (`fold`).
+        squares: float32[M, parts], whose sum is each row's sum of squares, where whoever made x left it; a GPU need not look at x then.
         activation: None or `"relu2"`, the squared ReLU (arXiv 2109.08668).
         eps: added to the mean square; the type's epsilon by default, as `torch.nn.RMSNorm`.
         backend: see `kernels.dispatch.resolve`.
@@ -38,9 +44,22 @@ def rmsnorm_linear(
     Raises:
         ValueError: shapes that do not fit, or no such activation.
     """
-    if gain.shape != x.shape[1:]:
+    if gain is not None and gain.shape != x.shape[1:]:
         raise ValueError(f"gain {list(gain.shape)}: [{x.shape[1]}] is expected")
-    return _checked(x, gain, weight, bias, residual, activation, torch.finfo(x.dtype).eps if eps is None else eps, backend)
+    if squares is not None and (squares.dim() != 2 or len(squares) != len(x)):
+        raise ValueError(f"squares {list(squares.shape)}: [{len(x)}, parts] is expected")
+    _check(x, weight, bias, residual, activation)
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    if _plain(backend, x):
+        return cpu.fused_linear(cpu.rms_norm(x, gain, eps), weight, bias, residual, activation)
+    folded = weight if gain is None else fold(gain, weight)
+    known = part_squares(x) if squares is None else squares
+    return _fused_linear(x, known, folded, bias, residual, activation, eps, False, backend)[0]
+
+
+def fold(gain: Tensor, weight: Tensor) -> Tensor:
+    """The weight [n, d] of a product whose input is not multiplied by gain [d] any more."""
+    return weight * gain
 
 
 def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
@@ -68,19 +87,41 @@ def linear(
     backend: str = "auto",
 ) -> Tensor:
     """`activation(x @ weight.T + bias) + residual`; see `rmsnorm_linear`."""
-    return _checked(x, None, weight, bias, residual, activation, 0.0, backend)
+    _check(x, weight, bias, residual, activation)
+    if _plain(backend, x):
+        return cpu.fused_linear(x, weight, bias, residual, activation)
+    return _fused_linear(x, None, weight, bias, residual, activation, 0.0, False, backend)[0]
 
 
-def _checked(
-    x: Tensor,
-    gain: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    activation: str | None,
-    eps: float,
-    backend: str,
-) -> Tensor:
+def linear_squares(x: Tensor, weight: Tensor, residual: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor | None]:
+    """`x @ weight.T + residual`, and its squares for the `rmsnorm_linear` that follows; None where plain torch has no use for them.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    _check(x, weight, None, residual, None)
+    if _plain(backend, x):
+        return cpu.fused_linear(x, weight, None, residual, None), None
+    return _fused_linear(x, None, weight, None, residual, None, 0.0, True, backend)
+
+
+def embed(token: Tensor, table: Tensor, position: Tensor, *, backend: str = "auto") -> tuple[Tensor, Tensor | None]:
+    """`table[token] + position` and its squares, see `linear_squares`.
+
+    Args:
+        token: int64[M]. table: [V, n]. position: [n].
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    if token.dim() != 1 or table.dim() != 2 or position.shape != table.shape[1:]:
+        raise ValueError(f"token {list(token.shape)}, table {list(table.shape)}, position {list(position.shape)}: [M], [V, n], [n]")
+    if dispatch.resolve(backend, table) == "torch":
+        return functional.embedding(token, table) + position, None
+    return _embed(token, table, position, backend)
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, activation: str | None) -> None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation!r}: one of {', '.join(map(str, ACTIVATIONS))} is expected")
     if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1] or (bias is not None and bias.shape != weight.shape[:1]):
@@ -90,34 +131,66 @@ def _checked(
         )
     if residual is not None and residual.shape != (x.shape[0], weight.shape[0]):
         raise ValueError(f"residual {list(residual.shape)}: [{x.shape[0]}, {weight.shape[0]}] is expected")
-    if backend == "auto" and x.shape[0] > FUSED_ROWS:
-        backend = "torch"
-    if dispatch.direct(backend, x):
-        return cpu.fused_linear(x, gain, weight, bias, residual, activation, eps)
-    return _fused_linear(x, gain, weight, bias, residual, activation, eps, backend)
+
+
+def _plain(backend: str, x: Tensor) -> bool:
+    """Whether plain torch computes: also what a GPU's copy engine cannot read, unless the kernel was asked for."""
+    aligned = x.shape[1] * x.element_size() % ALIGNMENT == 0
+    return dispatch.resolve(backend if aligned or backend != "auto" else "torch", x) == "torch"
 
 
 @torch.library.custom_op("sidstream::fused_linear", mutates_args=())
 def _fused_linear(
     x: Tensor,
-    gain: Tensor | None,
+    squares: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str | None,
     eps: float,
+    with_squares: bool,
     backend: str,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """Normed by `squares` if there are some; the result, and its own squares float32[M or 0, parts]."""
     if dispatch.resolve(backend, x) == "triton":
         from kernels.linear.triton import fused_linear as kernel
 
-        return kernel(x, gain, weight, bias, residual, activation, eps)
-    return cpu.fused_linear(x, gain, weight, bias, residual, activation, eps)
+        return kernel(x.contiguous(), squares, weight.contiguous(), bias, residual, activation, eps, with_squares)
+    out = reference.fused_linear(x, squares, weight, bias, residual, activation, eps)
+    return out, part_squares(out if with_squares else out[:0])
 
 
 @_fused_linear.register_fake
-def _(x: Tensor, gain: Tensor | None, weight: Tensor, *_: object) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0])
+def _(
+    x: Tensor,
+    squares: Tensor | None,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str | None,
+    eps: float,
+    with_squares: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    rows, columns = x.shape[0], weight.shape[0]
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty(rows, columns), x.new_empty(rows if with_squares else 0, -(-columns // PART), dtype=dtype)
 
 
-__all__ = ["linear", "reference", "rms_norm", "rmsnorm_linear"]
+@torch.library.custom_op("sidstream::embed", mutates_args=())
+def _embed(token: Tensor, table: Tensor, position: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    if dispatch.resolve(backend, table) == "triton":
+        from kernels.linear.triton import embed as kernel
+
+        return kernel(token, table.contiguous(), position.contiguous())
+    out = functional.embedding(token, table) + position
+    return out, part_squares(out)
+
+
+@_embed.register_fake
+def _(token: Tensor, table: Tensor, position: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    dtype = torch.float64 if table.dtype == torch.float64 else torch.float32
+    return table.new_empty(len(token), table.shape[1]), table.new_empty(len(token), -(-table.shape[1] // PART), dtype=dtype)
+
+
+__all__ = ["embed", "fold", "linear", "linear_squares", "part_squares", "reference", "rms_norm", "rmsnorm_linear"]

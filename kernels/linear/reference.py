@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
-from torch.nn.functional import linear, relu, rms_norm
+from torch.nn.functional import linear, relu
 
 ACTIVATIONS = (None, "relu2")
+PART = 32
+"""Columns whose squares are summed to one number."""
+
+
+def part_squares(x: Tensor) -> Tensor:
+    """Sums of squares of every `PART` columns of [M, n]: [M, ceil(n / PART)], in float32 or wider."""
+    wide = x.double() if x.dtype == torch.float64 else x.float()
+    return torch.stack([part.square().sum(1) for part in wide.split(PART, 1)], 1)
 
 
 def fused_linear(
     x: Tensor,
-    gain: Tensor | None,
+    squares: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str | None,
     eps: float,
 ) -> Tensor:
-    """See `kernels.linear.rmsnorm_linear`; no norm without gain."""
-    if gain is not None:
-        x = rms_norm(x, gain.shape, gain, eps)
+    """`activation(x / sqrt(sum(squares) / d + eps) @ weight.T + bias) + residual`; no norm without squares."""
+    if squares is not None:
+        x = (x * torch.rsqrt(squares.sum(1, keepdim=True) / x.shape[1] + eps)).to(x.dtype)
     y = linear(x, weight, bias)
     if activation == "relu2":
         y = relu(y).square()

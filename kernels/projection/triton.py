@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels import config
+from kernels.linear.triton import place
 from kernels.projection.reference import COARSE, FINE
 
 # Rows per program of the combining kernel, and of the pass over logits that exist.
@@ -59,12 +60,15 @@ def _epilogue(
 @triton.jit
 def proj_pyramid_kernel(
     hidden_ptr, weight_ptr, bias_ptr, extra_ptr, logits_ptr, fine_ptr, peak_ptr, total_ptr, node_ptr, mask_ptr, M,
-    V: tl.constexpr, D: tl.constexpr, TILES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    FINE: tl.constexpr, BIAS: tl.constexpr, EXTRA: tl.constexpr, MASKED: tl.constexpr, ALLOWED: tl.constexpr,
+    D, V: tl.constexpr, TILES: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr,
+    WHOLE: tl.constexpr, FINE: tl.constexpr, BIAS: tl.constexpr, EXTRA: tl.constexpr, MASKED: tl.constexpr, ALLOWED: tl.constexpr,
 ):  # fmt: skip
-    """Grid (row tiles, column tiles): programs that run together share columns of the weight, which is the larger operand."""
-    tile = tl.program_id(1)
-    row = tl.program_id(0) * BM + tl.arange(0, BM)
+    """Grid (tiles): the column tiles of GROUP row tiles together, so that both operands of programs that run together are in the cache.
+
+    WHOLE: D is a multiple of BK. It is no constant itself, or its loop would be unrolled.
+    """
+    block, tile = place(tl.program_id(0), tl.cdiv(M, BM), TILES, GROUP)
+    row = block * BM + tl.arange(0, BM)
     column = tile * BN + tl.arange(0, BN)
     depth = tl.arange(0, BK)
     live = row < M
@@ -75,7 +79,7 @@ def proj_pyramid_kernel(
     weight = weight_ptr + target[None, :] * D + depth[:, None]
     x = tl.zeros((BM, BN), tl.float32)
     for start in range(0, D, BK):
-        if D % BK == 0:
+        if WHOLE:
             a = tl.load(hidden)
             b = tl.load(weight)
         else:
@@ -85,9 +89,9 @@ def proj_pyramid_kernel(
         hidden += BK
         weight += BK
     if BIAS:
-        x += tl.load(bias_ptr + target)[None, :]
+        x += tl.load(bias_ptr + target).to(tl.float32)[None, :]
     if EXTRA:
-        x += tl.load(extra_ptr + source[:, None] * V + target[None, :])
+        x += tl.load(extra_ptr + source[:, None] * V + column[None, :], mask=(column < V)[None, :], other=0.0).to(tl.float32)
     _epilogue(
         x, row, column, live, tile, logits_ptr, fine_ptr, peak_ptr, total_ptr, node_ptr, mask_ptr,
         M, V, TILES, BM, BN, FINE, MASKED, ALLOWED, True,
@@ -156,11 +160,12 @@ def proj_pyramid(
     logits = hidden.new_empty(rows, vocabulary, dtype=torch.float32)
     outputs = _Outputs(logits, rows, vocabulary, tile.columns)
     unused = logits
-    proj_pyramid_kernel[(triton.cdiv(rows, tile.rows), outputs.tiles)](
-        hidden.contiguous(), weight.contiguous(), unused if bias is None else bias.float().contiguous(),
-        unused if extra is None else extra.float().contiguous(), logits, *outputs.pointers,
-        unused if node is None else node, unused if bitmask is None else bitmask.contiguous(), rows,
-        V=vocabulary, D=hidden.shape[1], TILES=outputs.tiles, BM=tile.rows, BN=tile.columns, BK=tile.depth, FINE=FINE,
+    proj_pyramid_kernel[(triton.cdiv(rows, tile.rows) * outputs.tiles,)](
+        hidden.contiguous(), weight.contiguous(), unused if bias is None else bias.contiguous(),
+        unused if extra is None else extra.contiguous(), logits, *outputs.pointers,
+        unused if node is None else node, unused if bitmask is None else bitmask.contiguous(), rows, hidden.shape[1],
+        V=vocabulary, TILES=outputs.tiles, BM=tile.rows, BN=tile.columns, BK=tile.depth, GROUP=config.GROUP,
+        WHOLE=hidden.shape[1] % tile.depth == 0, FINE=FINE,
         BIAS=bias is not None, EXTRA=extra is not None, MASKED=node is not None, ALLOWED=normalizer == "allowed",
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

@@ -51,36 +51,52 @@ def _score_key(x, cumulative_ptr, normalizer_ptr, row, there):
 
 
 @triton.jit
-def _threshold(key, K: tl.constexpr):
-    """Largest T with at least K keys ≥ T; there are at least K keys."""
+def _bounds(key, K: tl.constexpr):
+    """Low with at least K keys ≥ low, and the highest key; there are at least K keys."""
     live = tl.sum((key > DEAD).to(tl.int32), axis=0)
     known = tl.sum((key >= DEAD).to(tl.int32), axis=0)
     low = tl.min(tl.where(key > DEAD, key, 2147483647), axis=0)
     high = tl.max(key, axis=0)
     low = tl.where(live >= K, low, tl.where(known >= K, DEAD, LOWEST))
-    high = tl.where(live >= K, high, low)
+    return low, tl.maximum(low, high)
+
+
+@triton.jit
+def _threshold(key, low, high, K: tl.constexpr):
+    """T in low ≤ T ≤ high with at least K keys ≥ T: the largest, or one with exactly K.
+
+    Two pivots a round: a round is a sum over all threads, which takes as long for two counts in one number as for one.
+    """
     while low < high:
-        # Middle, rounded up; the distance of two int32 needs an unsigned one.
+        # Thirds of what is left, rounded up; the distance of two int32 needs an unsigned one.
         span = high.to(tl.uint32) - low.to(tl.uint32)
-        middle = (low.to(tl.uint32) + (span >> 1) + (span & 1)).to(tl.int32)
-        count = tl.sum((key >= middle).to(tl.int32), axis=0)
-        if count == K:
-            low = middle
-            high = middle
-        elif count > K:
-            low = middle
+        third = span // 3 + tl.where(span % 3 == 0, 0, 1).to(tl.uint32)
+        first = (low.to(tl.uint32) + third).to(tl.int32)
+        second = (first.to(tl.uint32) + (span - third + 1) // 2).to(tl.int32)
+        counts = tl.sum((key >= first).to(tl.int32) + ((key >= second).to(tl.int32) << 16), axis=0)
+        # At most 2^15 keys: neither half runs over.
+        more = counts & 0xFFFF
+        fewer = (counts >> 16) & 0xFFFF
+        if fewer >= K:
+            low = second
+            high = tl.where(fewer == K, second, high)
+        elif more >= K:
+            low = first
+            high = tl.where(more == K, first, second - 1)
         else:
-            high = middle - 1
+            high = first - 1
     return low
 
 
 @triton.jit
-def _keep(key, kept_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
-    """Store the positions of the first K of BLOCK by (key descending, position ascending), in ascending order.
+def _keep(key, kept_ptr, low, high, K: tl.constexpr, BLOCK: tl.constexpr):
+    """Store the positions of the first K of BLOCK by (key descending, position ascending), in ascending order; the threshold.
+
+    low, high: see `_threshold`. What has K groups ≥ T has K members ≥ T, and no member is above the highest group: both serve the next level.
 
     Positions alone: what they stand for is looked up again for the few that stay, or it would take registers from all.
     """
-    threshold = _threshold(key, K)
+    threshold = _threshold(key, low, high, K)
     above = (key > threshold).to(tl.int32)
     equal = (key == threshold).to(tl.int32)
     room = K - tl.sum(above, axis=0)
@@ -91,6 +107,7 @@ def _keep(key, kept_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
     tl.store(kept_ptr + (ranks >> 16) + tl.minimum(rank, room) - 1, tl.arange(0, BLOCK), mask=chosen)
     # The next level is read by other threads than those that wrote.
     tl.debug_barrier()
+    return threshold
 
 
 @triton.jit
@@ -140,40 +157,48 @@ def beam_select_kernel(
         for part in range(FAN):
             child = place * FAN + part
             x = tl.maximum(x, tl.load(coarse_ptr + row * COARSES + child, mask=(row < W) & (child < COARSES), other=none))
-        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, row < W), top_ptr, K, FIRST)
+        key = _score_key(x, cumulative_ptr, normalizer_ptr, row, row < W)
+        low, high = _bounds(key, K)
+        low = _keep(key, top_ptr, low, high, K, FIRST)
     if LEVEL == 2:
         index = tl.arange(0, FIRST)
         row = index // COARSES
         x = tl.load(coarse_ptr + index, mask=row < W, other=none)
-        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, row < W), coarse_kept_ptr, K, FIRST)
+        key = _score_key(x, cumulative_ptr, normalizer_ptr, row, row < W)
+        low, high = _bounds(key, K)
+        low = _keep(key, coarse_kept_ptr, low, high, K, FIRST)
     if LEVEL == 3:
         row, place, there = _child(tl.arange(0, BLOCK), top_ptr, K, TOPS, COARSES)
         x = tl.load(coarse_ptr + row * COARSES + place, mask=there, other=none)
-        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, there), raw_ptr, K, BLOCK)
+        low = _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, there), raw_ptr, low, high, K, BLOCK)
         _settle(raw_ptr, top_ptr, coarse_kept_ptr, K, KP, TOPS, COARSES)
     if LEVEL == 1:
         index = tl.arange(0, FIRST)
         row = index // FINES
         x = tl.load(fine_ptr + index, mask=row < W, other=none)
-        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, row < W), fine_kept_ptr, K, FIRST)
+        key = _score_key(x, cumulative_ptr, normalizer_ptr, row, row < W)
+        low, high = _bounds(key, K)
+        low = _keep(key, fine_kept_ptr, low, high, K, FIRST)
     if LEVEL >= 2:
         row, place, there = _child(tl.arange(0, BLOCK), coarse_kept_ptr, K, COARSES, FINES)
         x = tl.load(fine_ptr + row * FINES + place, mask=there, other=none)
-        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, there), raw_ptr, K, BLOCK)
+        low = _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, there), raw_ptr, low, high, K, BLOCK)
         _settle(raw_ptr, coarse_kept_ptr, fine_kept_ptr, K, KP, COARSES, FINES)
     slot = tl.arange(0, KP)
     if LEVEL == 0:
         index = tl.arange(0, FIRST)
         row = index // V
         x = tl.load(logits_ptr + index, mask=row < W, other=none)
-        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, row < W), raw_ptr, K, FIRST)
+        key = _score_key(x, cumulative_ptr, normalizer_ptr, row, row < W)
+        low, high = _bounds(key, K)
+        low = _keep(key, raw_ptr, low, high, K, FIRST)
         flat = tl.load(raw_ptr + slot, mask=slot < K, other=0)
         row = flat // V
         there = (slot < K) & (row < W)
     else:
         row, place, there = _child(tl.arange(0, BLOCK), fine_kept_ptr, K, FINES, V)
         x = tl.load(logits_ptr + row * V + place, mask=there, other=none)
-        _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, there), raw_ptr, K, BLOCK)
+        low = _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, there), raw_ptr, low, high, K, BLOCK)
         row, place, there = _child(tl.load(raw_ptr + slot, mask=slot < K, other=0), fine_kept_ptr, K, FINES, V)
         there = there & (slot < K)
         flat = row * V + place

@@ -112,13 +112,10 @@ class Growing:
     def keep(self, score: Tensor, parent: Tensor, token: Tensor) -> None:
         """Go on with these continuations [B, W], and with no others."""
         level = self.codes.shape[-1]
-        continued, taken = parent.long(), token.long().clamp(min=0)
-        self.codes = torch.cat([self.codes.gather(1, continued.unsqueeze(-1).expand(-1, -1, level)), taken.unsqueeze(-1)], -1)
+        self.codes = self._expansion.advance(self.codes, parent, token)
         self.score = score
-        if level + 1 < self._decoder.config.levels:
-            self._expansion.advance(parent, level)
-            if self._trie is not None and self._node is not None:
-                self._node = self._trie.child(self._node.gather(1, continued), taken, level)
+        if self._trie is not None and self._node is not None and level + 1 < self._decoder.config.levels:
+            self._node = self._trie.child(self._node.gather(1, parent.long()), self.codes[..., -1], level)
 
     def _allowed(self, level: int) -> tuple[Tensor | None, Tensor | None]:
         """What may follow each beam: its row int32[M] of a bitmask, and that."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from kernels.linear import fold
 from model.grm.presets import GrmConfig
 
 
@@ -160,6 +161,15 @@ class Block(nn.Module):
         return hidden + self.ffn(self.ffn_norm(hidden)), present
 
 
+Normed = tuple[Tensor | None, Tensor]
+"""Gain of a norm, None where it is in the weight already, and the weight of the product that follows."""
+
+
+def _normed(block: Block) -> tuple[Normed, Normed, Normed | None]:
+    ffn = (block.ffn_norm.weight, block.ffn.inner.weight) if isinstance(block.ffn, FeedForward) else None
+    return (block.cross_norm.weight, block.cross.query.weight), (block.self_norm.weight, block.self.qkv.weight), ffn
+
+
 class Decoder(nn.Module):
     """Token embeddings, blocks, and a norm and head per level.
 
@@ -177,6 +187,31 @@ class Decoder(nn.Module):
         self.fuse = Fuse(config, device) if config.lazy_trunk else None
         self.norms = nn.ModuleList(nn.RMSNorm(config.d_model, device=device) for _ in config.codes)
         self.heads = nn.ModuleList(nn.Linear(config.d_model, size, device=device) for size in config.codes)
+        self._folded: list[Tensor] = []
+        self._folded_at: list[int] = []
+
+    def normed(self) -> list[tuple[Normed, Normed, Normed | None]]:
+        """Gain and weight of the products that follow a norm, per layer: of cross- and self-attention, and of a feed-forward network that is
+        not experts.
+
+        On a GPU the gains are folded into copies of the weights. They stay where they are, so a captured graph may read them, and are made
+        anew when this is called after a parameter has changed (by `.data` it changes unseen).
+        """
+        raw = [_normed(block) for block in self.blocks if isinstance(block, Block)]
+        if not self.start.is_cuda:
+            return raw
+        pairs = [pair for layer in raw for pair in layer if pair is not None]
+        versions = [tensor._version for pair in pairs for tensor in pair if tensor is not None]
+        if versions != self._folded_at:
+            with torch.no_grad():
+                made = [fold(gain, weight) for gain, weight in pairs if gain is not None]
+                if self._folded:
+                    torch._foreach_copy_(self._folded, made)
+                else:
+                    self._folded = made
+            self._folded_at = versions
+        left = iter(self._folded)
+        return [((None, next(left)), (None, next(left)), None if ffn is None else (None, next(left))) for _, _, ffn in raw]
 
     def reset_parameters(self) -> None:
         """Small embeddings; residual branches shrink with depth; heads start flat, so the first loss is that of a uniform guess."""

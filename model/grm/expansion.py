@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.beam_attention import advance_ancestors, beam_self_attention, places
+from kernels.beam_attention import advance, beam_self_attention, places
 from kernels.context_attention import context_attention
-from kernels.linear import linear, rms_norm, rmsnorm_linear
+from kernels.linear import embed, linear_squares, rms_norm, rmsnorm_linear
 from model.grm.decoder import Block, Context, Decoder, FeedForward
 
 
@@ -34,37 +34,49 @@ class Expansion:
         like, shape = context.keys[0], (len(lengths), config.levels, slots, config.self_groups, config.d_head)
         self._past = {layer: (like.new_empty(shape), like.new_empty(shape)) for layer in range(config.lazy_trunk, config.layers)}
         self._ancestors = torch.zeros(shape[:3], dtype=torch.int32, device=like.device)
+        self._normed = decoder.normed()
 
     def hidden(self, codes: Tensor, level: int) -> Tensor:
         """Normalised states float[B * W, d] that predict the code of `level`, which follows codes int64[B, W, level]."""
-        hidden = self._decoder.embed(codes, level).squeeze(2)
-        if self._decoder.fuse is not None and self._trunk is not None:
-            hidden = self._decoder.fuse(self._trunk[:, :, level].expand_as(hidden), hidden)
-        beams = hidden.shape[1]
-        hidden = hidden.flatten(0, 1)
+        hidden, squares = self._embed(codes, level)
+        beams = codes.shape[1]
         place = None if level == 0 or hidden.is_cuda else places(self._ancestors, beams, level)
         for layer in self._past:
-            hidden = self._layer(layer, hidden, beams, level, place)
+            hidden, squares = self._layer(layer, hidden, squares, beams, level, place)
         gain: Tensor = self._decoder.norms[level].weight  # type: ignore[assignment]
         return rms_norm(hidden, gain)
 
-    def advance(self, parent: Tensor, level: int) -> None:
-        """The beams that follow `level` continue those at `parent` int32[B, W]."""
-        self._ancestors = advance_ancestors(self._ancestors, parent, level)
+    def advance(self, codes: Tensor, parent: Tensor, token: Tensor) -> Tensor:
+        """Go on with those at `parent` int32[B, K] of the beams with codes int64[B, W, level], by `token` int32[B, K]; their codes."""
+        self._ancestors, longer = advance(self._ancestors, codes, parent, token)
+        return longer
 
-    def _layer(self, layer: int, hidden: Tensor, beams: int, level: int, place: Tensor | None) -> Tensor:
+    def _embed(self, codes: Tensor, level: int) -> tuple[Tensor, Tensor | None]:
+        """States float[B * W, d] before the first layer, and their squares if a kernel made them."""
+        decoder = self._decoder
+        if decoder.fuse is not None and self._trunk is not None:
+            hidden = decoder.embed(codes, level).squeeze(2)
+            return decoder.fuse(self._trunk[:, :, level].expand_as(hidden), hidden).flatten(0, 1), None
+        if level == 0:
+            return embed(codes.new_zeros(len(codes)), decoder.start.unsqueeze(0), decoder.position[0])
+        table: Tensor = decoder.codes[level - 1].weight  # type: ignore[assignment]
+        return embed(codes[..., -1].flatten(), table, decoder.position[level])
+
+    def _layer(
+        self, layer: int, hidden: Tensor, squares: Tensor | None, beams: int, level: int, place: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         config = self._decoder.config
         block = self._decoder.blocks[layer]
         assert isinstance(block, Block)
-        query = rmsnorm_linear(hidden, block.cross_norm.weight, block.cross.query.weight)
+        cross, own, inner = self._normed[layer]
+        query = rmsnorm_linear(hidden, *cross, squares=squares)
         keys, values = self._chunks[self._decoder.chunk(layer)]
         mixed = context_attention(query.view(-1, beams, config.heads, config.d_head), keys, values, self._lengths)
         assert isinstance(mixed, Tensor)
-        hidden = linear(mixed.view_as(hidden), block.cross.out.weight, residual=hidden)
-        qkv = rmsnorm_linear(hidden, block.self_norm.weight, block.self.qkv.weight)
+        hidden, squares = linear_squares(mixed.view_as(hidden), block.cross.out.weight, hidden)
+        qkv = rmsnorm_linear(hidden, *own, squares=squares)
         mixed = beam_self_attention(qkv.view(-1, beams, qkv.shape[1]), *self._past[layer], self._ancestors, level, place=place)
-        hidden = linear(mixed.view_as(hidden), block.self.out.weight, residual=hidden)
-        if not isinstance(block.ffn, FeedForward):
-            return hidden + block.ffn(block.ffn_norm(hidden))
-        inner = rmsnorm_linear(hidden, block.ffn_norm.weight, block.ffn.inner.weight, activation="relu2")
-        return linear(inner, block.ffn.out.weight, residual=hidden)
+        hidden, squares = linear_squares(mixed.view_as(hidden), block.self.out.weight, hidden)
+        if inner is None or not isinstance(block.ffn, FeedForward):
+            return hidden + block.ffn(block.ffn_norm(hidden)), None
+        return linear_squares(rmsnorm_linear(hidden, *inner, squares=squares, activation="relu2"), block.ffn.out.weight, hidden)

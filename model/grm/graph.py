@@ -46,6 +46,8 @@ class BeamGraph:
     @torch.no_grad()
     def __call__(self, batch: GrmBatch, widths: Sequence[int], avoid: Sequence[Tensor] = ()) -> Beams:
         """See `Grm.beam`."""
+        # What a captured search reads of weights that have changed since.
+        self._grm.decoder.normed()
         batch = self._grm.resolve(batch)
         context, followed = self._grm.context(batch), self._grm.followers.read(batch.memory)
         parts = [*self._shared(context), context.bias, batch.memory.codes, batch.memory.liked, followed.codes, followed.weight]

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import os
 
-DEVICE = os.environ.get("SIDSTREAM_KERNELS_ON", "cpu")
-if DEVICE == "cpu":
-    os.environ["TRITON_INTERPRET"] = "1"
+os.environ["TRITON_INTERPRET"] = str(int(os.environ.get("SIDSTREAM_KERNELS_ON", "cpu") == "cpu"))
 
 import itertools
 
@@ -28,6 +26,7 @@ from tests.kernels.test_ops import history, mask_of, relative
 from tests.kernels.test_selection import KINDS, assert_same, numbers
 from tests.kernels.test_trie import steps, wide
 
+DEVICE = os.environ.get("SIDSTREAM_KERNELS_ON", "cpu")
 SEED = 21
 DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE != "cpu" else [])
 SHAPES = [(1, 1, 1, 1), (2, 3, 63, 5), (1, 16, 100, 33), (2, 16, 256, 16), (1, 33, 1000, 7), (1, 5, 4500, 3)]
@@ -153,20 +152,46 @@ def test_context_attention(dtype: torch.dtype, lengths: list[int] | None, beams:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("plain", [True, False])
-def test_fused_linear(dtype: torch.dtype, plain: bool) -> None:
+@pytest.mark.parametrize("rows", [3, 150, 1100])
+def test_fused_linear(dtype: torch.dtype, rows: int) -> None:
     generator = torch.Generator().manual_seed(SEED)
-    shapes = ((70, 40), (40,), (66, 40), (66,), (70, 66))
+    shapes = ((rows, 40), (40,), (72, 40), (72,), (rows, 72))
     x, gain, weight, bias, residual = there(*(torch.randn(*shape, generator=generator).to(dtype) for shape in shapes))
-    if plain:
-        found = linear.linear(x, weight, backend="triton")
-        exact = linear.linear(x.double(), weight.double())
-    else:
-        found = linear.rmsnorm_linear(x, gain, weight, bias=bias, residual=residual, activation="relu2", eps=1e-6, backend="triton")
-        exact = linear.rmsnorm_linear(
-            x.double(), gain.double(), weight.double(), bias=bias.double(), residual=residual.double(), activation="relu2", eps=1e-6
-        )
+    found = linear.rmsnorm_linear(x, gain, weight, bias=bias, residual=residual, activation="relu2", eps=1e-6, backend="triton")
+    exact = linear.rmsnorm_linear(
+        x.double(), gain.double(), weight.double(), bias=bias.double(), residual=residual.double(), activation="relu2", eps=1e-6
+    )
     assert relative(found, exact) < 2 * rounding(dtype)
+    assert relative(linear.linear(x, weight, backend="triton"), x.double() @ weight.double().T) < 2 * rounding(dtype)
+    added, squares = linear.linear_squares(x, weight, residual, backend="triton")
+    assert squares is not None
+    torch.testing.assert_close(squares, linear.part_squares(added))
+    again = linear.rmsnorm_linear(added, None, residual[:8], squares=squares, backend="triton")
+    assert relative(again, linear.rmsnorm_linear(added.double(), None, residual[:8].double(), eps=torch.finfo(dtype).eps)) < 2 * rounding(
+        dtype
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_embedding_leaves_its_squares(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(SEED)
+    table, position = there(*(torch.randn(*shape, generator=generator).to(dtype) for shape in ((9, 300), (300,))))
+    (token,) = there(torch.randint(9, (21,), generator=generator))
+    found, squares = linear.embed(token, table, position, backend="triton")
+    assert squares is not None
+    assert torch.equal(found, table[token] + position)
+    torch.testing.assert_close(squares, linear.part_squares(found))
+
+
+@pytest.mark.parametrize(("step", "kept"), [(0, 5), (2, 9), (3, 30)])
+def test_beams_carry_their_codes_and_ancestors_along(step: int, kept: int) -> None:
+    generator = torch.Generator().manual_seed(SEED)
+    ancestors, codes = torch.randint(6, (2, 4, 10), generator=generator).int(), torch.randint(99, (2, 6, step), generator=generator)
+    parent, token = torch.randint(6, (2, kept), generator=generator).int(), torch.randint(-1, 99, (2, kept), generator=generator).int()
+    ancestors, codes, parent, token = there(ancestors, codes, parent, token)
+    found = beam_attention.advance(ancestors, codes, parent, token, backend="triton")
+    expected = beam_attention.advance(ancestors, codes, parent, token, backend="torch")
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
 def test_more_candidates_than_a_program_holds_are_refused() -> None:

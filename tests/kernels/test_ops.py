@@ -42,8 +42,10 @@ def test_beams_attend_to_their_ancestors_and_leave_their_own_keys(beams: int, he
 
 def test_ancestors_follow_the_parents() -> None:
     old = torch.tensor([[[5, 6, 7], [0, 1, 2], [9, 9, 9]]], dtype=torch.int32)
-    new = beam_attention.advance_ancestors(old, torch.tensor([[2, 0]], dtype=torch.int32), 1)
+    parent, token = torch.tensor([[2, 0]], dtype=torch.int32), torch.tensor([[8, -1]], dtype=torch.int32)
+    new, codes = beam_attention.advance(old, torch.tensor([[[1], [2], [3]]]), parent, token)
     assert new[0, 0, :2].tolist() == [7, 5] and new[0, 1, :2].tolist() == [2, 0]
+    assert codes.tolist() == [[[3, 8], [1, 0]]]
     assert old[0, 0].tolist() == [5, 6, 7]
 
 
@@ -51,7 +53,7 @@ def test_attention_by_ancestor_is_attention_with_a_reordered_history() -> None:
     generator = torch.Generator().manual_seed(SEED)
     keys, values, ancestors = history(1, 3, 8, 1, 4, 0, 8, generator)
     reordered: list[Tensor] = []
-    beams = 1
+    codes, beams = torch.zeros(1, 1, 0, dtype=torch.int64), 1
     for step, width in enumerate((4, 8, 6)):
         qkv = torch.randn(1, beams, 3 * 4, generator=generator)
         found = beam_attention.beam_self_attention(qkv, keys, values, ancestors, step)
@@ -61,7 +63,7 @@ def test_attention_by_ancestor_is_attention_with_a_reordered_history() -> None:
         exact = sum(weight[:, index : index + 1] * side[:, 1] for index, side in enumerate(stack))
         assert relative(found[0], exact) < 1e-6
         parent = torch.randint(0, beams, (1, width), generator=generator, dtype=torch.int32)
-        ancestors = beam_attention.advance_ancestors(ancestors, parent, step)
+        ancestors, codes = beam_attention.advance(ancestors, codes, parent, torch.zeros_like(parent))
         reordered = [side[parent[0].long()] for side in stack]
         beams = width
 
@@ -161,7 +163,12 @@ CALLS = {
     ),
     "fused_linear": lambda: (
         linear._fused_linear,
-        (torch.randn(5, 8), torch.randn(8), torch.randn(6, 8), None, None, "relu2", 1e-6, "torch"),
+        (torch.randn(5, 8), torch.rand(5, 2), torch.randn(6, 8), None, None, "relu2", 1e-6, True, "torch"),
+    ),
+    "embed": lambda: (linear._embed, (torch.tensor([1, 0]), torch.randn(3, 70), torch.randn(70), "torch")),
+    "advance": lambda: (
+        beam_attention._advance,
+        (torch.zeros(2, 3, 4).int(), torch.zeros(2, 3, 1).long(), torch.zeros(2, 4).int(), torch.zeros(2, 4).int(), "torch"),
     ),
 }
 
@@ -211,7 +218,7 @@ def test_triton_without_a_gpu_is_refused_in_one_line() -> None:
         lambda: context_attention.context_attention(torch.zeros(1, 2, 3, 4), torch.zeros(1, 5, 2, 4), torch.zeros(1, 5, 2, 4)),
         lambda: linear.linear(torch.zeros(1, 2), torch.zeros(2, 2), activation="gelu"),
         lambda: linear.rms_norm(torch.zeros(1, 2), torch.zeros(3)),
-        lambda: beam_attention.advance_ancestors(torch.zeros(1, 2, 3).int(), torch.zeros(1, 4).int(), 0),
+        lambda: beam_attention.advance(torch.zeros(1, 2, 3).int(), torch.zeros(1, 1, 0).long(), *2 * [torch.zeros(1, 4).int()]),
     ],
 )
 def test_what_does_not_fit_is_refused(call: object) -> None:
