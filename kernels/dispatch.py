@@ -13,8 +13,8 @@ BACKENDS = ("auto", "torch", "triton")
 def resolve(backend: str, tensor: Tensor) -> str:
     """`"torch"` or `"triton"` for an operation on `tensor`.
 
-    `"auto"` is Triton on CUDA tensors, where it is installed, and torch elsewhere and in float64. An explicit `"triton"` also runs CPU tensors in Triton's
-    interpreter, if that was switched on before Triton was imported.
+    `"auto"` is Triton on CUDA tensors, where it is installed, and torch elsewhere and in float64. An explicit `"triton"` also runs CPU
+    tensors in Triton's interpreter, if that was switched on before Triton was imported.
 
     Raises:
         ValueError: no such backend.

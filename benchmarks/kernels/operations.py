@@ -19,8 +19,8 @@ from kernels.beam_attention import advance, beam_self_attention
 from kernels.beam_attention import reference as beam_attention_reference
 from kernels.context_attention import context_attention
 from kernels.context_attention import reference as context_attention_reference
+from kernels.linear import epsilon, fold, part_squares, rmsnorm_linear
 from kernels.linear import reference as linear_reference
-from kernels.linear import fold, part_squares, rmsnorm_linear
 from kernels.projection import Pyramid, proj_pyramid, pyramid
 from kernels.projection import reference as projection_reference
 from kernels.selection import beam_select
@@ -226,8 +226,8 @@ def cross_attention(shape: Shape, *, ragged: bool) -> Case:
         lengths = 1 + context // 2 + shape.integers(context - context // 2, shape.batch, seed=30)
         mask = (torch.arange(context, device=shape.device) < lengths.unsqueeze(1)).view(shape.batch, 1, 1, context)
 
-    def attend(index: int, backend: str = "auto") -> Tensor:
-        found = context_attention(query[index], keys[index].transpose(1, 2), values[index].transpose(1, 2), lengths, backend=backend)
+    def attend(index: int) -> Tensor:
+        found = context_attention(query[index], keys[index].transpose(1, 2), values[index].transpose(1, 2), lengths)
         assert isinstance(found, Tensor)
         return found
 
@@ -259,10 +259,7 @@ def cross_attention(shape: Shape, *, ragged: bool) -> Case:
     def same(found: Tensor, ours: Tensor) -> Pairs:
         return [(found, ours)]
 
-    variants = {"ours": Variant(attend, definition)}
-    if shape.device.type == "cuda" and not ragged:
-        variants["kernel"] = Variant(lambda i: attend(i, "triton"), same)
-    variants |= {"SDPA view": Variant(view, same), "expanded K/V": Variant(expanded, same)}
+    variants = {"ours": Variant(attend, definition), "SDPA view": Variant(view, same), "expanded K/V": Variant(expanded, same)}
     positions = float(shape.batch * context if lengths is None else lengths.sum())
     work = Work(
         4.0 * positions * shape.width * config.d_model,
@@ -283,7 +280,7 @@ def norm_linear(shape: Shape) -> Case:
         return functional.relu(functional.linear(functional.rms_norm(x[index], (d,), gain), weight[index])).square()
 
     def definition(found: Tensor, _: Any) -> Pairs:
-        eps = torch.finfo(shape.dtype).eps
+        eps = epsilon(shape.dtype)
         wide = x[0][end].float()
         exact = linear_reference.fused_linear(wide, part_squares(wide), fold(gain, weight[0]).float(), None, None, "relu2", eps)
         return [(found[end], exact)]

@@ -20,8 +20,7 @@ def context_attention(
         values: the same for values; may be the keys.
         lengths: int32[B], valid positions; all S without it. A context of length 0 gives zeros.
         with_lse: also return float32[B, W, H], the log-sum-exp of the scaled scores (-inf at length 0), to merge with other attention.
-        backend: see `kernels.dispatch.resolve`. `"auto"` leaves equal lengths on a GPU to PyTorch's own kernels, which share the context
-            just as well, unless the log-sum-exp is asked for.
+        backend: see `kernels.dispatch.resolve`.
 
     Returns:
         [B, W, H, D] of the type of query; with_lse: and the log-sum-exp.
@@ -36,8 +35,6 @@ def context_attention(
             f"query {list(query.shape)}, keys {list(keys.shape)}, values {list(values.shape)}, "
             f"lengths {None if lengths is None else list(lengths.shape)}: [B, W, H, D], [B, S, G, D] twice, [B] and G | H are expected"
         )
-    if backend == "auto" and lengths is None and not with_lse:
-        backend = "torch"
     if not with_lse and dispatch.direct(backend, query):
         return cpu.context_attention(query, keys, values, lengths)
     out, lse = _context_attention(query, keys, values, lengths, with_lse, backend)

@@ -1,8 +1,8 @@
 """Linear layers with what surrounds them fused: root-mean-square norm before, bias, activation and residual after.
 
-On a GPU every piece that is not fused is a launch with few rows, and a pass over memory with many. A norm is fused without a pass of its own
-in two halves: whoever makes a row leaves the squares of its parts (`linear_squares`, `embed`), and whoever multiplies it scales the product
-by them; the gain belongs to the weight (`fold`).
+On a GPU every piece that is not fused is a launch with few rows, and a pass over memory with many. A norm is fused without a pass of its
+own in two halves: whoever makes a row leaves the squares of its parts (`linear_squares`, `embed`), and whoever multiplies it scales the
+product by them; the gain belongs to the weight (`fold`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def rmsnorm_linear(
         gain: [d]; None where it is in the weight already (`fold`).
         squares: float32[M, parts], whose sum is each row's sum of squares, where whoever made x left it; a GPU need not look at x then.
         activation: None or `"relu2"`, the squared ReLU (arXiv 2109.08668).
-        eps: added to the mean square; the type's epsilon by default, as `torch.nn.RMSNorm`.
+        eps: added to the mean square; by default `epsilon`, as `torch.nn.RMSNorm`.
         backend: see `kernels.dispatch.resolve`.
 
     Raises:
@@ -49,12 +49,17 @@ def rmsnorm_linear(
     if squares is not None and (squares.dim() != 2 or len(squares) != len(x)):
         raise ValueError(f"squares {list(squares.shape)}: [{len(x)}, parts] is expected")
     _check(x, weight, bias, residual, activation)
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    eps = epsilon(x.dtype) if eps is None else eps
     if _plain(backend, x):
         return cpu.fused_linear(cpu.rms_norm(x, gain, eps), weight, bias, residual, activation)
     folded = weight if gain is None else fold(gain, weight)
     known = part_squares(x) if squares is None else squares
     return _fused_linear(x, known, folded, bias, residual, activation, eps, False, backend)[0]
+
+
+def epsilon(dtype: torch.dtype) -> float:
+    """Of the type in which a mean square is summed: float32 for 16 bits, whose own (1/128 of bfloat16) would outweigh a small row."""
+    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
 
 
 def fold(gain: Tensor, weight: Tensor) -> Tensor:
@@ -63,7 +68,7 @@ def fold(gain: Tensor, weight: Tensor) -> Tensor:
 
 
 def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
-    """`x / sqrt(mean(x²) + ε) * gain` over the last dimension, ε the type's epsilon: `rmsnorm_linear` without its product.
+    """`x / sqrt(mean(x²) + ε) * gain` over the last dimension, ε as in `rmsnorm_linear`, which has a product behind it.
 
     Args:
         x: [M, d]. gain: [d].
@@ -74,7 +79,7 @@ def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
     if gain.shape != x.shape[1:]:
         raise ValueError(f"gain {list(gain.shape)}: [{x.shape[1]}] is expected")
     # On a GPU torch's own is one kernel.
-    return functional.rms_norm(x, gain.shape, gain) if x.is_cuda else cpu.rms_norm(x, gain, torch.finfo(x.dtype).eps)
+    return functional.rms_norm(x, gain.shape, gain) if x.is_cuda else cpu.rms_norm(x, gain, epsilon(x.dtype))
 
 
 def linear(
@@ -193,4 +198,4 @@ def _(token: Tensor, table: Tensor, position: Tensor, backend: str) -> tuple[Ten
     return table.new_empty(len(token), table.shape[1]), table.new_empty(len(token), -(-table.shape[1] // PART), dtype=dtype)
 
 
-__all__ = ["embed", "fold", "linear", "linear_squares", "part_squares", "reference", "rms_norm", "rmsnorm_linear"]
+__all__ = ["embed", "epsilon", "fold", "linear", "linear_squares", "part_squares", "reference", "rms_norm", "rmsnorm_linear"]

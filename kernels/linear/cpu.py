@@ -9,6 +9,8 @@ from torch.nn.functional import linear
 
 def rms_norm(x: Tensor, gain: Tensor | None, eps: float) -> Tensor:
     """See `kernels.linear.rms_norm`; no gain: it is part of what follows."""
+    if x.dtype in (torch.bfloat16, torch.float16):
+        return rms_norm(x.float(), None if gain is None else gain.float(), eps).to(x.dtype)
     # torch's own takes twice as many passes, and copies.
     mean = torch.mul(x, x).sum(-1, keepdim=True).mul_(1 / x.shape[-1])
     normed = torch.mul(x, mean.add_(eps).rsqrt_())

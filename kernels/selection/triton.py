@@ -40,12 +40,22 @@ def _float(key):
 
 
 @triton.jit
-def _score_key(x, cumulative_ptr, normalizer_ptr, row, there):
+def _offsets(cumulative_ptr, normalizer_ptr, offset_ptr, W: tl.constexpr, WP: tl.constexpr):
+    """Store what each row's logits are raised by."""
+    none: tl.constexpr = float("-inf")
+    row = tl.arange(0, WP)
+    offset = tl.load(cumulative_ptr + row, mask=row < W, other=none) - tl.load(normalizer_ptr + row, mask=row < W, other=0.0)
+    # NaN compares false, so what is invalid falls to -inf.
+    tl.store(offset_ptr + row, tl.where(offset < float("inf"), offset, none), mask=row < W)
+    tl.debug_barrier()
+
+
+@triton.jit
+def _score_key(x, offset_ptr, row, there):
     """Ordered score of values in rows; LOWEST where there is none."""
     none: tl.constexpr = float("-inf")
-    offset = tl.load(cumulative_ptr + row, mask=there, other=none) - tl.load(normalizer_ptr + row, mask=there, other=0.0)
-    # NaN compares false, so what is invalid falls to -inf, and -inf + offset stays there; adding 0.0 makes -0.0 positive.
-    offset = tl.where(offset < float("inf"), offset, none)
+    offset = tl.load(offset_ptr + row, mask=there, other=none)
+    # What is invalid falls to -inf, and -inf + offset stays there; adding 0.0 makes -0.0 positive.
     x = tl.where(x < float("inf"), x, none)
     return tl.where(there, _ordered(x + offset + 0.0), LOWEST)
 
@@ -53,8 +63,10 @@ def _score_key(x, cumulative_ptr, normalizer_ptr, row, there):
 @triton.jit
 def _bounds(key, K: tl.constexpr):
     """Low with at least K keys ≥ low, and the highest key; there are at least K keys."""
-    live = tl.sum((key > DEAD).to(tl.int32), axis=0)
-    known = tl.sum((key >= DEAD).to(tl.int32), axis=0)
+    # At most 2^15 keys: neither half runs over.
+    counts = tl.sum((key > DEAD).to(tl.int32) + ((key >= DEAD).to(tl.int32) << 16), axis=0)
+    live = counts & 0xFFFF
+    known = (counts >> 16) & 0xFFFF
     low = tl.min(tl.where(key > DEAD, key, 2147483647), axis=0)
     high = tl.max(key, axis=0)
     low = tl.where(live >= K, low, tl.where(known >= K, DEAD, LOWEST))
@@ -74,7 +86,6 @@ def _threshold(key, low, high, K: tl.constexpr):
         first = (low.to(tl.uint32) + third).to(tl.int32)
         second = (first.to(tl.uint32) + (span - third + 1) // 2).to(tl.int32)
         counts = tl.sum((key >= first).to(tl.int32) + ((key >= second).to(tl.int32) << 16), axis=0)
-        # At most 2^15 keys: neither half runs over.
         more = counts & 0xFFFF
         fewer = (counts >> 16) & 0xFFFF
         if fewer >= K:
@@ -92,7 +103,7 @@ def _threshold(key, low, high, K: tl.constexpr):
 def _keep(key, kept_ptr, low, high, K: tl.constexpr, BLOCK: tl.constexpr):
     """Store the positions of the first K of BLOCK by (key descending, position ascending), in ascending order; the threshold.
 
-    low, high: see `_threshold`. What has K groups ≥ T has K members ≥ T, and no member is above the highest group: both serve the next level.
+    low, high: see `_threshold`. K groups ≥ T have K members ≥ T, and none is above the highest group, so the next level starts from both.
 
     Positions alone: what they stand for is looked up again for the few that stay, or it would take registers from all.
     """
@@ -131,8 +142,8 @@ def _settle(raw_ptr, kept_ptr, next_ptr, K: tl.constexpr, KP: tl.constexpr, GROU
 
 @triton.jit
 def beam_select_kernel(
-    logits_ptr, fine_ptr, coarse_ptr, normalizer_ptr, cumulative_ptr, kept_ptr, score_ptr, parent_ptr, token_ptr,
-    W: tl.constexpr, V: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, FINES: tl.constexpr, COARSES: tl.constexpr,
+    logits_ptr, fine_ptr, coarse_ptr, normalizer_ptr, cumulative_ptr, offset_ptr, kept_ptr, score_ptr, parent_ptr, token_ptr,
+    W: tl.constexpr, WP: tl.constexpr, V: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, FINES: tl.constexpr, COARSES: tl.constexpr,
     TOPS: tl.constexpr, LEVEL: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """LEVEL at which the descent starts (3 top, 2 coarse, 1 fine, 0 logits), with FIRST ≥ its groups; BLOCK ≥ 16 K."""
@@ -142,6 +153,8 @@ def beam_select_kernel(
     coarse_ptr += request * W * COARSES
     normalizer_ptr += request * W
     cumulative_ptr += request * W
+    offset_ptr += request * W
+    _offsets(cumulative_ptr, normalizer_ptr, offset_ptr, W, WP)
     # Positions just kept, and the groups kept of the top, coarse and fine level.
     raw_ptr = kept_ptr + request * 4 * KP
     top_ptr = raw_ptr + KP
@@ -157,39 +170,39 @@ def beam_select_kernel(
         for part in range(FAN):
             child = place * FAN + part
             x = tl.maximum(x, tl.load(coarse_ptr + row * COARSES + child, mask=(row < W) & (child < COARSES), other=none))
-        key = _score_key(x, cumulative_ptr, normalizer_ptr, row, row < W)
+        key = _score_key(x, offset_ptr, row, row < W)
         low, high = _bounds(key, K)
         low = _keep(key, top_ptr, low, high, K, FIRST)
     if LEVEL == 2:
         index = tl.arange(0, FIRST)
         row = index // COARSES
         x = tl.load(coarse_ptr + index, mask=row < W, other=none)
-        key = _score_key(x, cumulative_ptr, normalizer_ptr, row, row < W)
+        key = _score_key(x, offset_ptr, row, row < W)
         low, high = _bounds(key, K)
         low = _keep(key, coarse_kept_ptr, low, high, K, FIRST)
     if LEVEL == 3:
         row, place, there = _child(tl.arange(0, BLOCK), top_ptr, K, TOPS, COARSES)
         x = tl.load(coarse_ptr + row * COARSES + place, mask=there, other=none)
-        low = _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, there), raw_ptr, low, high, K, BLOCK)
+        low = _keep(_score_key(x, offset_ptr, row, there), raw_ptr, low, high, K, BLOCK)
         _settle(raw_ptr, top_ptr, coarse_kept_ptr, K, KP, TOPS, COARSES)
     if LEVEL == 1:
         index = tl.arange(0, FIRST)
         row = index // FINES
         x = tl.load(fine_ptr + index, mask=row < W, other=none)
-        key = _score_key(x, cumulative_ptr, normalizer_ptr, row, row < W)
+        key = _score_key(x, offset_ptr, row, row < W)
         low, high = _bounds(key, K)
         low = _keep(key, fine_kept_ptr, low, high, K, FIRST)
     if LEVEL >= 2:
         row, place, there = _child(tl.arange(0, BLOCK), coarse_kept_ptr, K, COARSES, FINES)
         x = tl.load(fine_ptr + row * FINES + place, mask=there, other=none)
-        low = _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, there), raw_ptr, low, high, K, BLOCK)
+        low = _keep(_score_key(x, offset_ptr, row, there), raw_ptr, low, high, K, BLOCK)
         _settle(raw_ptr, coarse_kept_ptr, fine_kept_ptr, K, KP, COARSES, FINES)
     slot = tl.arange(0, KP)
     if LEVEL == 0:
         index = tl.arange(0, FIRST)
         row = index // V
         x = tl.load(logits_ptr + index, mask=row < W, other=none)
-        key = _score_key(x, cumulative_ptr, normalizer_ptr, row, row < W)
+        key = _score_key(x, offset_ptr, row, row < W)
         low, high = _bounds(key, K)
         low = _keep(key, raw_ptr, low, high, K, FIRST)
         flat = tl.load(raw_ptr + slot, mask=slot < K, other=0)
@@ -198,11 +211,11 @@ def beam_select_kernel(
     else:
         row, place, there = _child(tl.arange(0, BLOCK), fine_kept_ptr, K, FINES, V)
         x = tl.load(logits_ptr + row * V + place, mask=there, other=none)
-        low = _keep(_score_key(x, cumulative_ptr, normalizer_ptr, row, there), raw_ptr, low, high, K, BLOCK)
+        low = _keep(_score_key(x, offset_ptr, row, there), raw_ptr, low, high, K, BLOCK)
         row, place, there = _child(tl.load(raw_ptr + slot, mask=slot < K, other=0), fine_kept_ptr, K, FINES, V)
         there = there & (slot < K)
         flat = row * V + place
-    key = _score_key(tl.load(logits_ptr + flat, mask=there, other=none), cumulative_ptr, normalizer_ptr, row, there)
+    key = _score_key(tl.load(logits_ptr + flat, mask=there, other=none), offset_ptr, row, there)
     # Score and place in one number, the smaller place the larger: sorting it is the total order.
     packed = tl.sort((key.to(tl.int64) << 32) | (0x7FFFFFFF - flat).to(tl.int64), descending=True)
     key = (packed >> 32).to(tl.int32)
@@ -232,7 +245,8 @@ def plan(beams: int, vocabulary: int, k: int) -> dict[str, int]:
     if max(first, 16 * padded) > config.MOST_CANDIDATES or beams * vocabulary >= 2**31:
         raise ValueError(f'{beams} beams of {vocabulary} tokens, k {k}: too many for one program of the Triton kernel; use backend="torch"')
     return {
-        "W": beams, "V": vocabulary, "K": k, "KP": padded, "FINES": fines, "COARSES": coarses, "TOPS": tops,
+        "W": beams, "WP": triton.next_power_of_2(beams), "V": vocabulary, "K": k, "KP": padded,
+        "FINES": fines, "COARSES": coarses, "TOPS": tops,
         "LEVEL": level, "FIRST": first, "BLOCK": 16 * padded,
     }  # fmt: skip
 
@@ -244,10 +258,11 @@ def beam_select(
     batch, beams = cumulative.shape
     constants = plan(beams, logits.shape[1], k)
     kept = cumulative.new_empty(batch, 4 * constants["KP"], dtype=torch.int32)
+    offset = cumulative.new_empty(batch, beams, dtype=torch.float32)
     score = cumulative.new_empty(batch, k, dtype=torch.float32)
     parent, token = (cumulative.new_empty(batch, k, dtype=torch.int32) for _ in range(2))
     beam_select_kernel[(batch,)](
-        logits, fine, coarse, normalizer, cumulative.float().contiguous(), kept, score, parent, token, **constants,
+        logits, fine, coarse, normalizer, cumulative.float().contiguous(), offset, kept, score, parent, token, **constants,
         num_warps=config.selection_warps(max(constants["FIRST"], constants["BLOCK"] if constants["LEVEL"] else 0)),
     )  # fmt: skip
     return score, parent, token

@@ -191,8 +191,8 @@ class Decoder(nn.Module):
         self._folded_at: list[int] = []
 
     def normed(self) -> list[tuple[Normed, Normed, Normed | None]]:
-        """Gain and weight of the products that follow a norm, per layer: of cross- and self-attention, and of a feed-forward network that is
-        not experts.
+        """Gain and weight of the products that follow a norm, per layer: of cross- and self-attention, and of a feed-forward network that
+        is not experts.
 
         On a GPU the gains are folded into copies of the weights. They stay where they are, so a captured graph may read them, and are made
         anew when this is called after a parameter has changed (by `.data` it changes unseen).

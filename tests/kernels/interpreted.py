@@ -167,7 +167,7 @@ def test_fused_linear(dtype: torch.dtype, rows: int) -> None:
     assert squares is not None
     torch.testing.assert_close(squares, linear.part_squares(added))
     again = linear.rmsnorm_linear(added, None, residual[:8], squares=squares, backend="triton")
-    assert relative(again, linear.rmsnorm_linear(added.double(), None, residual[:8].double(), eps=torch.finfo(dtype).eps)) < 2 * rounding(
+    assert relative(again, linear.rmsnorm_linear(added.double(), None, residual[:8].double(), eps=linear.epsilon(dtype))) < 2 * rounding(
         dtype
     )
 

@@ -155,7 +155,6 @@ PRODUCTS = {
     "linear, residual of one row": lambda *at: linear_code(1, 768, False, *at),
     "norm, linear, activation of many rows": lambda *at: linear_code(32768, 3072, True, *at),
     "linear, residual of many rows": lambda *at: linear_code(32768, 768, False, *at),
-    "linear, residual of some rows": lambda *at: linear_code(4096, 768, False, *at),
 }
 GATHERS = {
     "selection of 512": lambda *at: selection_code(512, 512, *at),

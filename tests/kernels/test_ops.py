@@ -135,6 +135,14 @@ def test_norm_linear_activation_and_residual_are_what_torch_composes() -> None:
     assert relative(linear.linear(x, weight), x.double() @ weight.double().T) < 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_a_small_row_is_normed_as_torch_norms_it(dtype: torch.dtype) -> None:
+    x = torch.randn(4, 64, generator=torch.Generator().manual_seed(SEED)).to(dtype) / 100
+    assert relative(linear.rms_norm(x, torch.ones(64, dtype=dtype)), torch.nn.RMSNorm(64, dtype=dtype)(x).double()) < 5e-3
+    normed = torch.nn.RMSNorm(64)(x.float()).double()
+    assert relative(linear.rmsnorm_linear(x, None, torch.eye(64, dtype=dtype)), normed) < 5e-3
+
+
 CALLS = {
     "beam_topk": lambda: (selection._beam_topk, (torch.randn(2, 3, 70), torch.zeros(2, 3), 9, True)),
     "beam_select": lambda: (
