@@ -6,6 +6,7 @@ one position and all beams; a context is never repeated for the beams, they are 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -165,6 +166,28 @@ Normed = tuple[Tensor | None, Tensor]
 """Gain of a norm, None where it is in the weight already, and the weight of the product that follows."""
 
 
+class Folded:
+    """Weights with the gains of the norms before them inside, at addresses that stay."""
+
+    def __init__(self) -> None:
+        self._weights: list[Tensor] = []
+        self._made_from: list[int] = []
+
+    def of(self, pairs: Sequence[Normed]) -> list[Tensor]:
+        """One for each pair of a gain and a weight, as they are now; always for the same pairs."""
+        versions = [tensor._version for pair in pairs for tensor in pair if tensor is not None]
+        if versions != self._made_from:
+            # A search runs in inference mode, whose tensors could not be written to again outside of it.
+            with torch.inference_mode(False), torch.no_grad():
+                made = [fold(gain, weight) for gain, weight in pairs if gain is not None]
+                if self._weights:
+                    torch._foreach_copy_(self._weights, made)
+                else:
+                    self._weights = made
+            self._made_from = versions
+        return self._weights
+
+
 def _normed(block: Block) -> tuple[Normed, Normed, Normed | None]:
     ffn = (block.ffn_norm.weight, block.ffn.inner.weight) if isinstance(block.ffn, FeedForward) else None
     return (block.cross_norm.weight, block.cross.query.weight), (block.self_norm.weight, block.self.qkv.weight), ffn
@@ -187,8 +210,7 @@ class Decoder(nn.Module):
         self.fuse = Fuse(config, device) if config.lazy_trunk else None
         self.norms = nn.ModuleList(nn.RMSNorm(config.d_model, device=device) for _ in config.codes)
         self.heads = nn.ModuleList(nn.Linear(config.d_model, size, device=device) for size in config.codes)
-        self._folded: list[Tensor] = []
-        self._folded_at: list[int] = []
+        self._folded = Folded()
 
     def normed(self) -> list[tuple[Normed, Normed, Normed | None]]:
         """Gain and weight of the products that follow a norm, per layer: of cross- and self-attention, and of a feed-forward network that
@@ -200,18 +222,8 @@ class Decoder(nn.Module):
         raw = [_normed(block) for block in self.blocks if isinstance(block, Block)]
         if not self.start.is_cuda:
             return raw
-        pairs = [pair for layer in raw for pair in layer if pair is not None]
-        versions = [tensor._version for pair in pairs for tensor in pair if tensor is not None]
-        if versions != self._folded_at:
-            with torch.no_grad():
-                made = [fold(gain, weight) for gain, weight in pairs if gain is not None]
-                if self._folded:
-                    torch._foreach_copy_(self._folded, made)
-                else:
-                    self._folded = made
-            self._folded_at = versions
-        left = iter(self._folded)
-        return [((None, next(left)), (None, next(left)), None if ffn is None else (None, next(left))) for _, _, ffn in raw]
+        folded = iter(self._folded.of([pair for layer in raw for pair in layer if pair is not None]))
+        return [((None, next(folded)), (None, next(folded)), None if ffn is None else (None, next(folded))) for _, _, ffn in raw]
 
     def reset_parameters(self) -> None:
         """Small embeddings; residual branches shrink with depth; heads start flat, so the first loss is that of a uniform guess."""

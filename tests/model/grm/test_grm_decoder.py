@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from model.grm import Grm, Query, collate
 from model.grm.context import Context
-from model.grm.decoder import Decoder
+from model.grm.decoder import Decoder, Folded
 from model.grm.loss import level_log_prob, token_cross_entropy
 from streaming.records import Context as History
 from streaming.records import HistoryEntry
@@ -165,3 +165,16 @@ def test_the_loss_is_the_weighted_mean_of_minus_log_softmax() -> None:
 def test_a_batch_without_value_has_no_loss() -> None:
     log_prob = functional.log_softmax(torch.randn(2, 3), 1)
     assert token_cross_entropy(log_prob, torch.zeros(2)).item() == 0
+
+
+def test_folded_gains_follow_their_parameters_and_stay_where_they_are() -> None:
+    gain, weight = torch.nn.Parameter(torch.rand(6)), torch.nn.Parameter(torch.randn(4, 6))
+    folded = Folded()
+    with torch.inference_mode():  # as in a search
+        (first,) = folded.of([(gain, weight)])
+    assert torch.equal(first, weight * gain)
+    assert folded.of([(gain, weight)])[0] is first
+    with torch.no_grad():
+        gain.mul_(2)
+    (second,) = folded.of([(gain, weight)])
+    assert second.data_ptr() == first.data_ptr() and torch.equal(second, weight * gain)
