@@ -103,6 +103,10 @@ class Trainer(Part):
     batch: int = Field(128, ge=1)
     max_wait_ms: int = Field(500, ge=1, description="learn from a partial batch after this long")
     checkpoint_s: float = Field(15, gt=0)
+    delayed_feedback: Literal["wait", "fnw", "es_dfm", "defer"] | None = Field(
+        None, description="predict conversions, learning labels that come late in this way; null = conversions are not predicted"
+    )
+    pending_conversions: int = Field(50_000, ge=1, description="impressions that are remembered until their attribution window ends")
 
 
 class Publish(Part):

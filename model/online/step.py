@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 from zlib import crc32
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from model.grm import Grm, GrmBatch, Scores, Vocabulary, collate
 from model.grm.fit import FitConfig, Fitter, restore_slots, slots
+from model.online.conversion import ConversionConfig, Conversions, Shown
 from model.online.engagement import LABELS, EngagementHead, engagement_loss
 from model.online.floors import Floors
 from model.online.metrics import Prequential
@@ -35,6 +36,7 @@ class LearnerConfig:
         beam: widths of that search.
         window: samples per metrics window.
         half_life: of the popularity floor, in targets.
+        conversion: how conversions are predicted; None = they are not.
     """
 
     fit: FitConfig = field(default_factory=FitConfig)
@@ -43,6 +45,15 @@ class LearnerConfig:
     beam: int = 16
     window: int = 2000
     half_life: float = 2000.0
+    conversion: ConversionConfig | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Options that are not taken are left out: a learner without them is the same learner that it was before there were any."""
+        tree = asdict(self)
+        return {name: value for name, value in tree.items() if name not in OPTIONS or value != OPTIONS[name]}
+
+
+OPTIONS: dict[str, Any] = {"conversion": None}
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,9 @@ class OnlineLearner:
         self.engagement = EngagementHead(model.config.d_model, model.config.codes, model.config.seed)
         self.fitter = Fitter(model, self.config.fit)
         self._engagement_optimizer = torch.optim.Adam(self.engagement.parameters(), lr=1e-3, fused=True)
+        self.conversions: Conversions | None = None
+        if self.config.conversion is not None:
+            self.conversions = Conversions(self.config.conversion, model.config.d_model, model.config.codes, model.config.seed)
 
     def step(self, rows: Sequence[Any]) -> None:
         """Score, learn and record samples (`streaming.records.Sample` or alike), in their order.
@@ -100,7 +114,7 @@ class OnlineLearner:
         Initial samples are scored; those with a positive value are learned. Corrections are learned for what they add. A sample that cannot
         be used is counted and left out: it never stops the stream.
         """
-        initials, corrections = self._triage(rows)
+        initials, corrections, late = self._triage(rows)
         positives = [target for target in initials if target.weight > 0]
         others = [target for target in initials if target.weight == 0]
         self.metrics.open.saw([target.row.ts for target in initials])
@@ -121,6 +135,7 @@ class OnlineLearner:
             self._learn(self._collate(chunk), chunk)
             self.metrics.open.delayed += len(chunk)
         self._engage(seen)
+        self._convert(seen, late)
         self.floors.learn([target.sid for target in positives])
         self.counters.targets += len(positives) + len(corrections)
         if self.metrics.roll():
@@ -140,12 +155,15 @@ class OnlineLearner:
         tensors |= slots(self._engagement_optimizer, "engagement_adam")
         tensors |= {f"ledger.{name}": tensor for name, tensor in self.ledger.state().items()}
         tensors["rng"] = torch.get_rng_state()
-        facts = {
+        facts: dict[str, Any] = {
             "counters": vars(self.counters).copy(),
             "floors": self.floors.state(),
             "metrics": self.metrics.state(),
             "generated": [[item, list(sid)] for item, sid in self.vocabulary.generated.items()],
         }
+        if self.conversions is not None:
+            tensors |= self.conversions.state()
+            facts["conversions"] = self.conversions.facts()
         return LearnerState({name: tensor.detach().clone() for name, tensor in tensors.items()}, facts)
 
     def restore(self, state: LearnerState) -> None:
@@ -161,6 +179,8 @@ class OnlineLearner:
         self.fitter.restore(state.tensors)
         try:
             self.engagement.load_state_dict(parts["engagement"])
+            if self.conversions is not None:
+                self.conversions.restore(state.tensors, state.facts["conversions"])
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"a checkpoint of another model: {error}") from error
         restore_slots(self._engagement_optimizer, "engagement_adam", state.tensors)
@@ -171,10 +191,11 @@ class OnlineLearner:
         self.metrics.restore(state.facts["metrics"])
         self.vocabulary.generated = {item: tuple(sid) for item, sid in state.facts["generated"]}
 
-    def _triage(self, rows: Sequence[Any]) -> tuple[list[_Target], list[_Target]]:
-        """Initial samples to score, and corrections that have something to teach."""
+    def _triage(self, rows: Sequence[Any]) -> tuple[list[_Target], list[_Target], list[Any]]:
+        """Initial samples to score, corrections that have something to teach, and the rows of all corrections."""
         initials: list[_Target] = []
         corrections: list[_Target] = []
+        late: list[Any] = []
         for row in rows:
             self.counters.rows += 1
             try:
@@ -195,9 +216,10 @@ class OnlineLearner:
                 initials.append(_Target(row, sid, worth.weight))
             else:
                 self.counters.corrections += 1
+                late.append(row)
                 if worth.weight > 0:
                     corrections.append(_Target(row, sid, worth.weight))
-        return initials, corrections
+        return initials, corrections, late
 
     def _sid(self, row: Any) -> Sid | None:
         """The SID of what was shown: the catalogue's, or, for a generated video, the one that it was served as.
@@ -269,6 +291,20 @@ class OnlineLearner:
             self._engagement_optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self._engagement_optimizer.step()
+
+    def _convert(self, seen: Sequence[tuple[Sequence[_Target], Scores, Tensor]], late: Sequence[Any]) -> None:
+        """Predict conversions of everything that was scored, learn what the mode ingests, and record what is known for good."""
+        if self.conversions is None or not (seen or late):
+            return
+        shown = None
+        if seen:
+            rows = [target.row for group, _, _ in seen for target in group]
+            summary, log_prob = torch.cat([scores.summary for _, scores, _ in seen]), torch.cat([scores.log_prob for _, scores, _ in seen])
+            shown = Shown(rows, summary, log_prob, torch.cat([codes for _, _, codes in seen]))
+        now_ts = max(row.ready_ts for row in [*(shown.rows if shown else ()), *late])
+        ended = self.conversions.step(shown, late, now_ts)
+        if ended.said:
+            self.metrics.open.predicted("conversion", ended.said, ended.converted, ended.users)
 
 
 def _outcome(labels: Any, name: str) -> float:

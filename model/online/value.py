@@ -41,6 +41,11 @@ def value(bits: int) -> float:
     return 0.0 if bits & _VETO else sum(VALUES[name] for name, bit in _BIT.items() if bits & bit)
 
 
+def digest(impression_id: str) -> int:
+    """The 64 bits, as an int64, by which an impression is remembered."""
+    return int.from_bytes(hashlib.blake2b(impression_id.encode(), digest_size=8).digest(), "little", signed=True)
+
+
 @dataclass(frozen=True)
 class Worth:
     """`weight` to learn with now; `duplicate` = an initial sample seen before."""
@@ -68,7 +73,7 @@ class Ledger:
         """
         if not math.isfinite(weight) or weight < 0:
             raise ValueError(f"weight is {weight}: expected a number ≥ 0")
-        key = int.from_bytes(hashlib.blake2b(impression_id.encode(), digest_size=8).digest(), "little", signed=True)
+        key = digest(impression_id)
         before = self._learned.get(key)
         bits = positive_labels(labels)
         if kind == "initial":
