@@ -11,11 +11,12 @@ from model.sid.bundle import Bundle
 
 def learner_config(settings: Settings) -> LearnerConfig:
     """What the trainer's settings say of learning."""
-    mode = settings.trainer.delayed_feedback
-    if mode is None:
-        return LearnerConfig()
-    attribution_ms = round(settings.samples.attribution_window_s * 1000)
-    return LearnerConfig(conversion=ConversionConfig(mode, attribution_ms, settings.trainer.pending_conversions))
+    given = settings.trainer
+    conversion = None
+    if given.delayed_feedback is not None:
+        attribution_ms = round(settings.samples.attribution_window_s * 1000)
+        conversion = ConversionConfig(given.delayed_feedback, attribution_ms, given.pending_conversions)
+    return LearnerConfig(conversion=conversion, satisfaction=given.satisfaction)
 
 
 def fresh_learner(settings: Settings, bundle: Bundle) -> OnlineLearner:

@@ -106,6 +106,9 @@ class Trainer(Part):
     delayed_feedback: Literal["wait", "fnw", "es_dfm", "defer"] | None = Field(
         None, description="predict conversions, learning labels that come late in this way; null = conversions are not predicted"
     )
+    satisfaction: Literal["long_view", "duration"] = Field(
+        "long_view", description="the watch that is worth learning: a long view, or one in the best quarter of videos about as long"
+    )
     pending_conversions: int = Field(50_000, ge=1, description="impressions that are remembered until their attribution window ends")
 
 

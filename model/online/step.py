@@ -6,7 +6,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 from zlib import crc32
 
 import torch
@@ -18,6 +18,7 @@ from model.online.conversion import ConversionConfig, Conversions, Shown
 from model.online.engagement import LABELS, EngagementHead, engagement_loss
 from model.online.floors import Floors
 from model.online.metrics import Prequential
+from model.online.satisfaction import SATISFYING, DurationRank
 from model.online.value import Ledger
 
 log = logging.getLogger(__name__)
@@ -37,6 +38,7 @@ class LearnerConfig:
         window: samples per metrics window.
         half_life: of the popularity floor, in targets.
         conversion: how conversions are predicted; None = they are not.
+        satisfaction: what counts as a satisfying watch: the label `long_view`, or one that is long for a video of its duration.
     """
 
     fit: FitConfig = field(default_factory=FitConfig)
@@ -46,6 +48,7 @@ class LearnerConfig:
     window: int = 2000
     half_life: float = 2000.0
     conversion: ConversionConfig | None = None
+    satisfaction: Literal["long_view", "duration"] = "long_view"
 
     def to_json(self) -> dict[str, Any]:
         """Options that are not taken are left out: a learner without them is the same learner that it was before there were any."""
@@ -53,7 +56,7 @@ class LearnerConfig:
         return {name: value for name, value in tree.items() if name not in OPTIONS or value != OPTIONS[name]}
 
 
-OPTIONS: dict[str, Any] = {"conversion": None}
+OPTIONS: dict[str, Any] = {"conversion": None, "satisfaction": "long_view"}
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class OnlineLearner:
         self.engagement = EngagementHead(model.config.d_model, model.config.codes, model.config.seed)
         self.fitter = Fitter(model, self.config.fit)
         self._engagement_optimizer = torch.optim.Adam(self.engagement.parameters(), lr=1e-3, fused=True)
+        self.durations = DurationRank() if self.config.satisfaction == "duration" else None
         self.conversions: Conversions | None = None
         if self.config.conversion is not None:
             self.conversions = Conversions(self.config.conversion, model.config.d_model, model.config.codes, model.config.seed)
@@ -161,6 +165,8 @@ class OnlineLearner:
             "metrics": self.metrics.state(),
             "generated": [[item, list(sid)] for item, sid in self.vocabulary.generated.items()],
         }
+        if self.durations is not None:
+            facts["durations"] = self.durations.state()
         if self.conversions is not None:
             tensors |= self.conversions.state()
             facts["conversions"] = self.conversions.facts()
@@ -181,6 +187,8 @@ class OnlineLearner:
             self.engagement.load_state_dict(parts["engagement"])
             if self.conversions is not None:
                 self.conversions.restore(state.tensors, state.facts["conversions"])
+            if self.durations is not None:
+                self.durations.restore(state.facts["durations"])
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"a checkpoint of another model: {error}") from error
         restore_slots(self._engagement_optimizer, "engagement_adam", state.tensors)
@@ -203,7 +211,7 @@ class OnlineLearner:
                 if sid is None:
                     self.counters.unknown_items += 1
                     continue
-                worth = self.ledger.admit(row.kind, row.impression_id, row.labels, row.weight)
+                worth = self.ledger.admit(row.kind, row.impression_id, row.labels, row.weight, self._satisfied(row))
             except (ValueError, OverflowError) as error:
                 self.counters.invalid += 1
                 log.warning("sample=%s skipped reason=%s", row.sample_id, error)
@@ -220,6 +228,20 @@ class OnlineLearner:
                 if worth.weight > 0:
                     corrections.append(_Target(row, sid, worth.weight))
         return initials, corrections, late
+
+    def _satisfied(self, row: Any) -> bool | None:
+        """Whether the watch was long for a video of its duration; None where that is not known, or not asked.
+
+        Raises:
+            ValueError: the play time is negative.
+        """
+        play_ms, duration_ms = row.labels.play_ms, row.duration_ms
+        if self.durations is None or play_ms is None or duration_ms is None:
+            return None
+        if row.kind == "initial" and self.ledger.knows(row.impression_id):
+            return None  # seen before: not counted again
+        rank = self.durations.rank(play_ms, duration_ms)
+        return None if rank is None else rank > SATISFYING
 
     def _sid(self, row: Any) -> Sid | None:
         """The SID of what was shown: the catalogue's, or, for a generated video, the one that it was served as.

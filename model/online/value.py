@@ -26,11 +26,11 @@ _BIT: Final = {name: 1 << index for index, name in enumerate(VALUES)}
 _VETO: Final = 1 << len(VALUES)
 
 
-def positive_labels(labels: Any) -> int:
-    """The labels that are there, as bits."""
+def positive_labels(labels: Any, satisfied: bool | None = None) -> int:
+    """The labels that are there, as bits; `satisfied` takes the place of the label `long_view` where it is known."""
     bits = 0
     for name, bit in _BIT.items():
-        count = getattr(labels, name, None)
+        count = getattr(labels, name, None) if satisfied is None or name != "long_view" else satisfied
         if count is not None and count > 0:
             bits |= bit
     return bits | (_VETO if (getattr(labels, "hate", None) or 0) > 0 else 0)
@@ -65,8 +65,12 @@ class Ledger:
         self.capacity = capacity
         self._learned: dict[int, int] = {}
 
-    def admit(self, kind: str, impression_id: str, labels: Any, weight: float) -> Worth:
-        """Decide what to learn from a sample, and remember it.
+    def knows(self, impression_id: str) -> bool:
+        """Whether a sample of the impression was admitted."""
+        return digest(impression_id) in self._learned
+
+    def admit(self, kind: str, impression_id: str, labels: Any, weight: float, satisfied: bool | None = None) -> Worth:
+        """Decide what to learn from a sample, and remember it; `satisfied`: see `positive_labels`.
 
         Raises:
             ValueError: the weight is negative or not a number.
@@ -75,7 +79,7 @@ class Ledger:
             raise ValueError(f"weight is {weight}: expected a number ≥ 0")
         key = digest(impression_id)
         before = self._learned.get(key)
-        bits = positive_labels(labels)
+        bits = positive_labels(labels, satisfied)
         if kind == "initial":
             if before is not None:
                 return Worth(0.0, duplicate=True)

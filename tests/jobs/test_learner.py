@@ -52,6 +52,10 @@ def test_the_settings_know_every_mode() -> None:
     assert get_args(known) == MODES
 
 
+def test_the_satisfying_watch_is_the_one_asked_for() -> None:
+    assert learner_config(settings(satisfaction="duration")) == LearnerConfig(satisfaction="duration")
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_training_with_a_mode_reports_conversions_by_their_final_labels(mode: str) -> None:
     asked = settings(delayed_feedback=mode, pending_conversions=500)
