@@ -20,6 +20,7 @@ from model.online.floors import Floors
 from model.online.metrics import Prequential
 from model.online.satisfaction import SATISFYING, DurationRank
 from model.online.value import Ledger
+from model.policy.gbpo import Feedback
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +40,7 @@ class LearnerConfig:
         half_life: of the popularity floor, in targets.
         conversion: how conversions are predicted; None = they are not.
         satisfaction: what counts as a satisfying watch: the label `long_view`, or one that is long for a video of its duration.
+        gbpo: what a policy gradient on what people said weighs beside the cross-entropy; 0 = there is none.
     """
 
     fit: FitConfig = field(default_factory=FitConfig)
@@ -49,6 +51,7 @@ class LearnerConfig:
     half_life: float = 2000.0
     conversion: ConversionConfig | None = None
     satisfaction: Literal["long_view", "duration"] = "long_view"
+    gbpo: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Options that are not taken are left out: a learner without them is the same learner that it was before there were any."""
@@ -56,7 +59,7 @@ class LearnerConfig:
         return {name: value for name, value in tree.items() if name not in OPTIONS or value != OPTIONS[name]}
 
 
-OPTIONS: dict[str, Any] = {"conversion": None, "satisfaction": "long_view"}
+OPTIONS: dict[str, Any] = {"conversion": None, "satisfaction": "long_view", "gbpo": 0.0}
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class _Target:
     row: Any
     sid: Sid
     weight: float
+    advantage: float = 0.0
 
 
 @dataclass
@@ -115,12 +119,13 @@ class OnlineLearner:
     def step(self, rows: Sequence[Any]) -> None:
         """Score, learn and record samples (`streaming.records.Sample` or alike), in their order.
 
-        Initial samples are scored; those with a positive value are learned. Corrections are learned for what they add. A sample that cannot
-        be used is counted and left out: it never stops the stream.
+        Initial samples are scored; those with a positive value are learned, and with GBPO the unwanted ones too. Corrections are learned
+        for what they add. A sample that cannot be used is counted and left out: it never stops the stream.
         """
         initials, corrections, late = self._triage(rows)
         positives = [target for target in initials if target.weight > 0]
-        others = [target for target in initials if target.weight == 0]
+        learned = [target for target in initials if self._teaches(target)]
+        others = [target for target in initials if not self._teaches(target)]
         self.metrics.open.saw([target.row.ts for target in initials])
         self._search(positives)
         seen: list[tuple[Sequence[_Target], Scores, Tensor]] = []
@@ -128,12 +133,14 @@ class OnlineLearner:
             batch = self._collate(others)
             with torch.no_grad():
                 seen.append((others, self.model(batch), self._target_tensor(batch)))
-        for start in range(0, len(positives), self.config.chunk):
-            chunk = positives[start : start + self.config.chunk]
+        for start in range(0, len(learned), self.config.chunk):
+            chunk = learned[start : start + self.config.chunk]
             batch = self._collate(chunk)
             scores = self._learn(batch, chunk)
             seen.append((chunk, scores, self._target_tensor(batch)))
-            self.metrics.open.targets(scores.log_prob.double().numpy(), scores.hit.numpy())
+            wanted = torch.tensor([target.weight > 0 for target in chunk])
+            if wanted.any():
+                self.metrics.open.targets(scores.log_prob[wanted].double().numpy(), scores.hit[wanted].numpy())
         for start in range(0, len(corrections), self.config.chunk):
             chunk = corrections[start : start + self.config.chunk]
             self._learn(self._collate(chunk), chunk)
@@ -221,7 +228,7 @@ class OnlineLearner:
                 self.counters.duplicates += 1
             elif row.kind == "initial":
                 self.counters.initials += 1
-                initials.append(_Target(row, sid, worth.weight))
+                initials.append(_Target(row, sid, worth.weight, worth.advantage))
             else:
                 self.counters.corrections += 1
                 late.append(row)
@@ -282,13 +289,29 @@ class OnlineLearner:
     def _learn(self, batch: GrmBatch, targets: Sequence[_Target]) -> Scores:
         """One optimizer step; returns what the model said before it."""
         weight = torch.tensor([target.weight for target in targets], dtype=torch.float32)
-        scores, taken = self.fitter.step(batch, weight)
+        scores, taken = self.fitter.step(batch, weight, feedback=self._feedback(targets))
         if taken:
             self.counters.steps += 1
         else:
             self.counters.skipped_steps += 1
             log.warning("step skipped reason=loss_not_finite samples=%s", [target.row.sample_id for target in targets])
         return scores
+
+    def _teaches(self, target: _Target) -> bool:
+        return target.weight > 0 or (self.config.gbpo > 0 and target.advantage < 0)
+
+    def _feedback(self, targets: Sequence[_Target]) -> Feedback | None:
+        """What people said of the targets; how likely one was is known where it is the SID that serving had asked for."""
+        if not (self.config.gbpo > 0 and any(target.advantage for target in targets)):
+            return None
+        old = [
+            target.row.policy_logprob if target.row.sid is not None and tuple(target.row.sid) == target.sid else None for target in targets
+        ]
+        return Feedback(
+            torch.tensor([math.nan if each is None else each for each in old], dtype=torch.float32),
+            torch.tensor([target.advantage for target in targets], dtype=torch.float32),
+            self.config.gbpo,
+        )
 
     def _engage(self, seen: Sequence[tuple[Sequence[_Target], Scores, Tensor]]) -> None:
         """Predict clicks and long views of everything that was scored, record, then fit the head once."""

@@ -41,6 +41,11 @@ def value(bits: int) -> float:
     return 0.0 if bits & _VETO else sum(VALUES[name] for name, bit in _BIT.items() if bits & bit)
 
 
+def advantage(bits: int) -> float:
+    """What a policy gradient is told of a target with these labels: 1 = satisfying, -1 = unwanted, 0 = neither."""
+    return -1.0 if bits & _VETO else float(bits & _BIT["long_view"] > 0)
+
+
 def digest(impression_id: str) -> int:
     """The 64 bits, as an int64, by which an impression is remembered."""
     return int.from_bytes(hashlib.blake2b(impression_id.encode(), digest_size=8).digest(), "little", signed=True)
@@ -48,10 +53,11 @@ def digest(impression_id: str) -> int:
 
 @dataclass(frozen=True)
 class Worth:
-    """`weight` to learn with now; `duplicate` = an initial sample seen before."""
+    """`weight` to learn with now; `duplicate` = an initial sample seen before; `advantage` of an initial sample, times its own weight."""
 
     weight: float
     duplicate: bool = False
+    advantage: float = 0.0
 
 
 class Ledger:
@@ -84,7 +90,7 @@ class Ledger:
             if before is not None:
                 return Worth(0.0, duplicate=True)
             self._remember(key, bits)
-            return Worth(weight * value(bits))
+            return Worth(weight * value(bits), advantage=weight * advantage(bits))
         known = before or 0
         self._remember(key, known | bits)
         gain = value(known | bits) - value(known)

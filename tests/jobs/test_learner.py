@@ -52,8 +52,8 @@ def test_the_settings_know_every_mode() -> None:
     assert get_args(known) == MODES
 
 
-def test_the_satisfying_watch_is_the_one_asked_for() -> None:
-    assert learner_config(settings(satisfaction="duration")) == LearnerConfig(satisfaction="duration")
+def test_what_is_worth_learning_is_as_the_settings_say() -> None:
+    assert learner_config(settings(satisfaction="duration", gbpo=0.5)) == LearnerConfig(satisfaction="duration", gbpo=0.5)
 
 
 @pytest.mark.parametrize("mode", MODES)
