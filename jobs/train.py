@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,13 @@ import click
 import torch
 
 from jobs import train_offline
+from jobs.learner import fresh_learner
 from jobs.process import Endpoints, Stop, ready, run, write_json
 from jobs.settings import ConfigError, Settings
 from jobs.train_input import SampleTopic
-from model.grm import Grm, Vocabulary, preset
 from model.online.batches import Arrived, Reproducible, Timely
 from model.online.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from model.online.publish import Manifest, Publisher
-from model.online.step import OnlineLearner
 from model.sid.bundle import Bundle, BundleError
 from model.store import ModelStore, StoreError
 from streaming import records, topics
@@ -84,8 +82,7 @@ class Trainer:
 
     def __init__(self, settings: Settings, ends: Endpoints, store: ModelStore, bundle: Bundle, storage: ThreadPoolExecutor) -> None:
         self._settings, self._home = settings, ends.home
-        model = Grm(preset(settings.model.preset, bundle.code_counts, seed=settings.model.seed))
-        self._learner = OnlineLearner(model, Vocabulary.of_bundle(bundle))
+        self._learner = fresh_learner(settings, bundle)
         self._publisher = Publisher(store, bundle.version)
         self._producer = producer(ends.kafka)
         self._topic = SampleTopic(ends.kafka, "trainer", self._producer)
@@ -95,7 +92,11 @@ class Trainer:
         self._steps_published: int | None = None
         self._meter = Meter()
         # A new bundle or another model starts in a folder of its own, from the first sample that Kafka still has.
-        self._identity = {"bundle": bundle.version, "model": model.config.to_json(), "learner": asdict(self._learner.config)}
+        self._identity = {
+            "bundle": bundle.version,
+            "model": self._learner.model.config.to_json(),
+            "learner": self._learner.config.to_json(),
+        }
         digest = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()[:8]
         self._checkpoints = Checkpoints(ends.home / "trainer" / f"{bundle.version}-{digest}")
 
@@ -240,6 +241,8 @@ class Trainer:
             "offsets": {str(partition): offset for partition, offset in sorted(self._next.items())},
             "updated_ms": time.time_ns() // 1_000_000,
         }
+        if (conversions := learner.conversions) is not None:
+            body["conversions"] = {"pending": len(conversions.pending), "forgotten": conversions.pending.forgotten}
         write_json(self._home / "run" / "trainer.json", body)
 
 

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from jobs import process
 from jobs import settings as configuration
+from jobs.learner import fresh_learner
 from jobs.settings import ConfigError, Settings
 from jobs.train_input import SampleError, from_files, from_topic
-from model.grm import Grm, Vocabulary, preset
 from model.online.publish import Publisher
 from model.online.step import OnlineLearner
 from model.sid.bundle import Bundle, BundleError
@@ -55,8 +55,7 @@ def main(config: Path | None, files: tuple[Path, ...], limit: int | None, report
 def learn(settings: Settings, bundle: Bundle, rows: Iterable[records.Sample]) -> tuple[OnlineLearner, float]:
     """A fresh learner that has seen all rows once, and the seconds that it took."""
     torch.set_num_threads(1)
-    model = Grm(preset(settings.model.preset, bundle.code_counts, seed=settings.model.seed))
-    learner = OnlineLearner(model, Vocabulary.of_bundle(bundle))
+    learner = fresh_learner(settings, bundle)
     began = time.monotonic()
     batch: list[records.Sample] = []
     with tqdm(desc="samples", unit=" samples", disable=None) as bar:

@@ -77,7 +77,7 @@ def measure(folder: Path, parts: Path, limit: int | None, share: float, name: st
             "videos": len(built.item_ids),
             "videos_sharing_an_sid": len(built.sids) - len(np.unique(built.sids, axis=0)),
         },
-        "settings": {"preset": name, "beam": BEAM, "plan": asdict(plan), "learner": asdict(learner.config)},
+        "settings": {"preset": name, "beam": BEAM, "plan": asdict(plan), "learner": learner.config.to_json()},
         "floors_half_life_h": run.floors.half_life_h,
         "counters": vars(learner.counters),
         "dense_parameters": dense,

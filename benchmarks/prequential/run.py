@@ -193,7 +193,7 @@ class Pass:
 def identity_of(plan: Plan, learner: OnlineLearner, bundle_version: str) -> dict[str, Any]:
     """What a checkpoint belongs to. How much of the log is used changes nothing of what came before."""
     chosen = {name: value for name, value in asdict(plan).items() if name != "hours"}
-    settings = asdict(learner.config)
+    settings = learner.config.to_json()
     return {"plan": chosen, "model": learner.model.config.to_json(), "learner": settings, "bundle": bundle_version}
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from model.grm.inputs import GrmBatch
 from model.grm.model import Grm, Scores
+from model.policy.gbpo import Feedback, gbpo_loss
 
 
 @dataclass(frozen=True)
@@ -53,13 +54,16 @@ class Fitter:
         self._weights = weights + biases + counts
         self._touched = {name: torch.zeros(len(table), dtype=torch.bool) for name, table in model.tables().items()}
 
-    def step(self, batch: GrmBatch, weight: Tensor, *, rate: float = 1.0, epochs: bool = False) -> tuple[Scores, bool]:
+    def step(
+        self, batch: GrmBatch, weight: Tensor, *, rate: float = 1.0, epochs: bool = False, feedback: Feedback | None = None
+    ) -> tuple[Scores, bool]:
         """Score the targets, then learn them.
 
         Args:
-            weight: float[B], what each target is worth.
+            weight: float[B], what each target is worth; one worth nothing is not counted as a follower.
             rate: share of the configured rates, for a schedule.
             epochs: the targets are learned again and again and were counted as followers before the first time; they are not counted here.
+            feedback: what a policy gradient learns of the targets, beside the cross-entropy.
 
         Returns:
             What the model said before the step, without gradients, and whether it was taken: not where the loss is not finite.
@@ -74,6 +78,8 @@ class Fitter:
             self._touched[name][rows] = True
         scores = self.model(batch, counted=epochs)
         loss = scores.loss(weight)
+        if feedback is not None and scores.log_prob.isfinite().all():
+            loss = loss + feedback.share * gbpo_loss(scores.log_prob.sum(1), feedback.old_log_prob, feedback.advantage)
         said = Scores(scores.log_prob.detach(), scores.hit, scores.summary.detach())
         if not math.isfinite(loss.item()):
             return said, False
@@ -88,7 +94,8 @@ class Fitter:
         assert batch.targets is not None
         self._touched["prefix"][self.model.prior.rows_of(batch.targets)] = True
         if not epochs:
-            self._touched["followers"][self.model.followers.learn(batch.memory, batch.targets)] = True
+            wanted = replace(batch.memory, items=batch.memory.items.masked_fill((weight <= 0).unsqueeze(1), -1))
+            self._touched["followers"][self.model.followers.learn(wanted, batch.targets)] = True
         return said, True
 
     def take_touched(self) -> dict[str, Tensor]:

@@ -3,6 +3,10 @@
 Each process reads and learns its own part of the batch; TorchRec carries ids to the rows and embeddings back, and FBGEMM's fused optimizer
 updates each row where it lives, with the gradient averaged over processes. What is saved are whole tables, so that a checkpoint of two
 processes continues in one and the other way round.
+
+This is a library: `sidstream train` is one process. Four things lie between: on gloo, row-wise tables refuse batches whose bags differ in
+number between processes, as histories make them; table-wise ones give columns in the order of processes, not of features; the beam search
+and the publisher read whole tables directly; and the gradients of the dense weights have to be averaged too.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ log-loss has the true rate as its minimum.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 import torch
@@ -52,11 +53,54 @@ def weights(mode: Mode, labels: Tensor, rate: Tensor, late: Tensor) -> Tensor:
         positive = rate / (rate - late / 2).clamp(min=_LEAST)
         negative = negatives / (negatives + late / 2).clamp(min=_LEAST)
     else:
-        raise ValueError(f"delayed-feedback mode is {mode!r}: expected one of {', '.join(MODES)}")
+        raise _unknown(mode)
     return torch.where(labels > 0, positive, negative)
 
 
-def delayed_loss(mode: Mode, logits: Tensor, labels: Tensor, late: Tensor) -> Tensor:
-    """Mean weighted binary cross-entropy of ingested labels, float[B] each; see `weights`."""
-    weight = weights(mode, labels, torch.sigmoid(logits), late)
+def delayed_loss(mode: Mode, logits: Tensor, labels: Tensor, late: Tensor, worth: Tensor) -> Tensor:
+    """Mean weighted binary cross-entropy of ingested labels, float[B] each; see `weights`. `worth` ≥ 0 is the sample's own weight."""
+    weight = worth * weights(mode, labels, torch.sigmoid(logits), late)
     return (weight * functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")).mean()
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """What has come of impressions since the last time; each is bool[n] and in an order of its own.
+
+    Attributes:
+        shown: impressions whose waiting window ended: whether they had converted by then.
+        converted: impressions that converted later than that, once each.
+        ended: impressions whose attribution window ended: whether they ever converted.
+    """
+
+    shown: Tensor
+    converted: Tensor
+    ended: Tensor
+
+
+def ingested(mode: Mode, arrivals: Arrivals) -> tuple[Tensor, Tensor]:
+    """Which impressions a mode learns now, and with which label.
+
+    Returns:
+        Places int64[m] in shown, converted and ended, one after the other, and labels float32[m].
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+    shown, converted, ended = arrivals.shown, arrivals.converted, arrivals.ended
+    places = torch.arange(len(shown) + len(converted) + len(ended)).split([len(shown), len(converted), len(ended)])
+    at_first, later, at_last = (places[0], shown), (places[1], torch.ones_like(converted)), (places[2], ended)
+    parts: dict[str, list[tuple[Tensor, Tensor]]] = {
+        "wait": [at_last],
+        "fnw": [(places[0], torch.zeros_like(shown)), (places[0][shown], shown[shown]), later],
+        "es_dfm": [at_first, later],
+        "defer": [at_first, at_last],
+    }
+    if mode not in parts:
+        raise _unknown(mode)
+    taken, labels = (torch.cat(column) for column in zip(*parts[mode], strict=True))
+    return taken, labels.float()
+
+
+def _unknown(mode: str) -> ValueError:
+    return ValueError(f"delayed-feedback mode is {mode!r}: expected one of {', '.join(MODES)}")

@@ -16,13 +16,13 @@ HIDDEN = 64
 class EngagementHead(nn.Module):
     """State before the last code, the last code, and how likely each code was → one logit per label."""
 
-    def __init__(self, d_model: int, codes: tuple[int, ...], seed: int) -> None:
+    def __init__(self, d_model: int, codes: tuple[int, ...], seed: int, labels: int = len(LABELS)) -> None:
         super().__init__()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.last_code = nn.Embedding(codes[-1], HIDDEN)
             self.inner = nn.Linear(d_model + len(codes), HIDDEN)
-            self.out = nn.Linear(HIDDEN, len(LABELS))
+            self.out = nn.Linear(HIDDEN, labels)
             nn.init.zeros_(self.out.weight)
             nn.init.zeros_(self.out.bias)
 

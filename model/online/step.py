@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 from zlib import crc32
 
 import torch
@@ -14,10 +14,13 @@ from torch import Tensor
 
 from model.grm import Grm, GrmBatch, Scores, Vocabulary, collate
 from model.grm.fit import FitConfig, Fitter, restore_slots, slots
+from model.online.conversion import ConversionConfig, Conversions, Shown
 from model.online.engagement import LABELS, EngagementHead, engagement_loss
 from model.online.floors import Floors
 from model.online.metrics import Prequential
+from model.online.satisfaction import SATISFYING, DurationRank
 from model.online.value import Ledger
+from model.policy.gbpo import Feedback
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,9 @@ class LearnerConfig:
         beam: widths of that search.
         window: samples per metrics window.
         half_life: of the popularity floor, in targets.
+        conversion: how conversions are predicted; None = they are not.
+        satisfaction: what counts as a satisfying watch: the label `long_view`, or one that is long for a video of its duration.
+        gbpo: what a policy gradient on what people said weighs beside the cross-entropy; 0 = there is none.
     """
 
     fit: FitConfig = field(default_factory=FitConfig)
@@ -43,6 +49,17 @@ class LearnerConfig:
     beam: int = 16
     window: int = 2000
     half_life: float = 2000.0
+    conversion: ConversionConfig | None = None
+    satisfaction: Literal["long_view", "duration"] = "long_view"
+    gbpo: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Options that are not taken are left out: a learner without them is the same learner that it was before there were any."""
+        tree = asdict(self)
+        return {name: value for name, value in tree.items() if name not in OPTIONS or value != OPTIONS[name]}
+
+
+OPTIONS: dict[str, Any] = {"conversion": None, "satisfaction": "long_view", "gbpo": 0.0}
 
 
 @dataclass(frozen=True)
@@ -52,6 +69,7 @@ class _Target:
     row: Any
     sid: Sid
     weight: float
+    advantage: float = 0.0
 
 
 @dataclass
@@ -93,16 +111,21 @@ class OnlineLearner:
         self.engagement = EngagementHead(model.config.d_model, model.config.codes, model.config.seed)
         self.fitter = Fitter(model, self.config.fit)
         self._engagement_optimizer = torch.optim.Adam(self.engagement.parameters(), lr=1e-3, fused=True)
+        self.durations = DurationRank() if self.config.satisfaction == "duration" else None
+        self.conversions: Conversions | None = None
+        if self.config.conversion is not None:
+            self.conversions = Conversions(self.config.conversion, model.config.d_model, model.config.codes, model.config.seed)
 
     def step(self, rows: Sequence[Any]) -> None:
         """Score, learn and record samples (`streaming.records.Sample` or alike), in their order.
 
-        Initial samples are scored; those with a positive value are learned. Corrections are learned for what they add. A sample that cannot
-        be used is counted and left out: it never stops the stream.
+        Initial samples are scored; those with a positive value are learned, and with GBPO the unwanted ones too. Corrections are learned
+        for what they add. A sample that cannot be used is counted and left out: it never stops the stream.
         """
-        initials, corrections = self._triage(rows)
+        initials, corrections, late = self._triage(rows)
         positives = [target for target in initials if target.weight > 0]
-        others = [target for target in initials if target.weight == 0]
+        learned = [target for target in initials if self._teaches(target)]
+        others = [target for target in initials if not self._teaches(target)]
         self.metrics.open.saw([target.row.ts for target in initials])
         self._search(positives)
         seen: list[tuple[Sequence[_Target], Scores, Tensor]] = []
@@ -110,17 +133,20 @@ class OnlineLearner:
             batch = self._collate(others)
             with torch.no_grad():
                 seen.append((others, self.model(batch), self._target_tensor(batch)))
-        for start in range(0, len(positives), self.config.chunk):
-            chunk = positives[start : start + self.config.chunk]
+        for start in range(0, len(learned), self.config.chunk):
+            chunk = learned[start : start + self.config.chunk]
             batch = self._collate(chunk)
             scores = self._learn(batch, chunk)
             seen.append((chunk, scores, self._target_tensor(batch)))
-            self.metrics.open.targets(scores.log_prob.double().numpy(), scores.hit.numpy())
+            wanted = torch.tensor([target.weight > 0 for target in chunk])
+            if wanted.any():
+                self.metrics.open.targets(scores.log_prob[wanted].double().numpy(), scores.hit[wanted].numpy())
         for start in range(0, len(corrections), self.config.chunk):
             chunk = corrections[start : start + self.config.chunk]
             self._learn(self._collate(chunk), chunk)
             self.metrics.open.delayed += len(chunk)
         self._engage(seen)
+        self._convert(seen, late)
         self.floors.learn([target.sid for target in positives])
         self.counters.targets += len(positives) + len(corrections)
         if self.metrics.roll():
@@ -140,12 +166,17 @@ class OnlineLearner:
         tensors |= slots(self._engagement_optimizer, "engagement_adam")
         tensors |= {f"ledger.{name}": tensor for name, tensor in self.ledger.state().items()}
         tensors["rng"] = torch.get_rng_state()
-        facts = {
+        facts: dict[str, Any] = {
             "counters": vars(self.counters).copy(),
             "floors": self.floors.state(),
             "metrics": self.metrics.state(),
             "generated": [[item, list(sid)] for item, sid in self.vocabulary.generated.items()],
         }
+        if self.durations is not None:
+            facts["durations"] = self.durations.state()
+        if self.conversions is not None:
+            tensors |= self.conversions.state()
+            facts["conversions"] = self.conversions.facts()
         return LearnerState({name: tensor.detach().clone() for name, tensor in tensors.items()}, facts)
 
     def restore(self, state: LearnerState) -> None:
@@ -161,6 +192,10 @@ class OnlineLearner:
         self.fitter.restore(state.tensors)
         try:
             self.engagement.load_state_dict(parts["engagement"])
+            if self.conversions is not None:
+                self.conversions.restore(state.tensors, state.facts["conversions"])
+            if self.durations is not None:
+                self.durations.restore(state.facts["durations"])
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"a checkpoint of another model: {error}") from error
         restore_slots(self._engagement_optimizer, "engagement_adam", state.tensors)
@@ -171,10 +206,11 @@ class OnlineLearner:
         self.metrics.restore(state.facts["metrics"])
         self.vocabulary.generated = {item: tuple(sid) for item, sid in state.facts["generated"]}
 
-    def _triage(self, rows: Sequence[Any]) -> tuple[list[_Target], list[_Target]]:
-        """Initial samples to score, and corrections that have something to teach."""
+    def _triage(self, rows: Sequence[Any]) -> tuple[list[_Target], list[_Target], list[Any]]:
+        """Initial samples to score, corrections that have something to teach, and the rows of all corrections."""
         initials: list[_Target] = []
         corrections: list[_Target] = []
+        late: list[Any] = []
         for row in rows:
             self.counters.rows += 1
             try:
@@ -182,7 +218,7 @@ class OnlineLearner:
                 if sid is None:
                     self.counters.unknown_items += 1
                     continue
-                worth = self.ledger.admit(row.kind, row.impression_id, row.labels, row.weight)
+                worth = self.ledger.admit(row.kind, row.impression_id, row.labels, row.weight, self._satisfied(row))
             except (ValueError, OverflowError) as error:
                 self.counters.invalid += 1
                 log.warning("sample=%s skipped reason=%s", row.sample_id, error)
@@ -192,12 +228,27 @@ class OnlineLearner:
                 self.counters.duplicates += 1
             elif row.kind == "initial":
                 self.counters.initials += 1
-                initials.append(_Target(row, sid, worth.weight))
+                initials.append(_Target(row, sid, worth.weight, worth.advantage))
             else:
                 self.counters.corrections += 1
+                late.append(row)
                 if worth.weight > 0:
                     corrections.append(_Target(row, sid, worth.weight))
-        return initials, corrections
+        return initials, corrections, late
+
+    def _satisfied(self, row: Any) -> bool | None:
+        """Whether the watch was long for a video of its duration; None where that is not known, or not asked.
+
+        Raises:
+            ValueError: the play time is negative.
+        """
+        play_ms, duration_ms = row.labels.play_ms, row.duration_ms
+        if self.durations is None or play_ms is None or duration_ms is None:
+            return None
+        if row.kind == "initial" and self.ledger.knows(row.impression_id):
+            return None  # seen before: not counted again
+        rank = self.durations.rank(play_ms, duration_ms)
+        return None if rank is None else rank > SATISFYING
 
     def _sid(self, row: Any) -> Sid | None:
         """The SID of what was shown: the catalogue's, or, for a generated video, the one that it was served as.
@@ -238,13 +289,29 @@ class OnlineLearner:
     def _learn(self, batch: GrmBatch, targets: Sequence[_Target]) -> Scores:
         """One optimizer step; returns what the model said before it."""
         weight = torch.tensor([target.weight for target in targets], dtype=torch.float32)
-        scores, taken = self.fitter.step(batch, weight)
+        scores, taken = self.fitter.step(batch, weight, feedback=self._feedback(targets))
         if taken:
             self.counters.steps += 1
         else:
             self.counters.skipped_steps += 1
             log.warning("step skipped reason=loss_not_finite samples=%s", [target.row.sample_id for target in targets])
         return scores
+
+    def _teaches(self, target: _Target) -> bool:
+        return target.weight > 0 or (self.config.gbpo > 0 and target.advantage < 0)
+
+    def _feedback(self, targets: Sequence[_Target]) -> Feedback | None:
+        """What people said of the targets; how likely one was is known where it is the SID that serving had asked for."""
+        if not (self.config.gbpo > 0 and any(target.advantage for target in targets)):
+            return None
+        old = [
+            target.row.policy_logprob if target.row.sid is not None and tuple(target.row.sid) == target.sid else None for target in targets
+        ]
+        return Feedback(
+            torch.tensor([math.nan if each is None else each for each in old], dtype=torch.float32),
+            torch.tensor([target.advantage for target in targets], dtype=torch.float32),
+            self.config.gbpo,
+        )
 
     def _engage(self, seen: Sequence[tuple[Sequence[_Target], Scores, Tensor]]) -> None:
         """Predict clicks and long views of everything that was scored, record, then fit the head once."""
@@ -269,6 +336,20 @@ class OnlineLearner:
             self._engagement_optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self._engagement_optimizer.step()
+
+    def _convert(self, seen: Sequence[tuple[Sequence[_Target], Scores, Tensor]], late: Sequence[Any]) -> None:
+        """Predict conversions of everything that was scored, learn what the mode ingests, and record what is known for good."""
+        if self.conversions is None or not (seen or late):
+            return
+        shown = None
+        if seen:
+            rows = [target.row for group, _, _ in seen for target in group]
+            summary, log_prob = torch.cat([scores.summary for _, scores, _ in seen]), torch.cat([scores.log_prob for _, scores, _ in seen])
+            shown = Shown(rows, summary, log_prob, torch.cat([codes for _, _, codes in seen]))
+        now_ts = max(row.ready_ts for row in [*(shown.rows if shown else ()), *late])
+        ended = self.conversions.step(shown, late, now_ts)
+        if ended.said:
+            self.metrics.open.predicted("conversion", ended.said, ended.converted, ended.users)
 
 
 def _outcome(labels: Any, name: str) -> float:

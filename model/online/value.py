@@ -26,11 +26,11 @@ _BIT: Final = {name: 1 << index for index, name in enumerate(VALUES)}
 _VETO: Final = 1 << len(VALUES)
 
 
-def positive_labels(labels: Any) -> int:
-    """The labels that are there, as bits."""
+def positive_labels(labels: Any, satisfied: bool | None = None) -> int:
+    """The labels that are there, as bits; `satisfied` takes the place of the label `long_view` where it is known."""
     bits = 0
     for name, bit in _BIT.items():
-        count = getattr(labels, name, None)
+        count = getattr(labels, name, None) if satisfied is None or name != "long_view" else satisfied
         if count is not None and count > 0:
             bits |= bit
     return bits | (_VETO if (getattr(labels, "hate", None) or 0) > 0 else 0)
@@ -41,12 +41,23 @@ def value(bits: int) -> float:
     return 0.0 if bits & _VETO else sum(VALUES[name] for name, bit in _BIT.items() if bits & bit)
 
 
+def advantage(bits: int) -> float:
+    """What a policy gradient is told of a target with these labels: 1 = satisfying, -1 = unwanted, 0 = neither."""
+    return -1.0 if bits & _VETO else float(bits & _BIT["long_view"] > 0)
+
+
+def digest(impression_id: str) -> int:
+    """The 64 bits, as an int64, by which an impression is remembered."""
+    return int.from_bytes(hashlib.blake2b(impression_id.encode(), digest_size=8).digest(), "little", signed=True)
+
+
 @dataclass(frozen=True)
 class Worth:
-    """`weight` to learn with now; `duplicate` = an initial sample seen before."""
+    """`weight` to learn with now; `duplicate` = an initial sample seen before; `advantage` of an initial sample, times its own weight."""
 
     weight: float
     duplicate: bool = False
+    advantage: float = 0.0
 
 
 class Ledger:
@@ -60,22 +71,26 @@ class Ledger:
         self.capacity = capacity
         self._learned: dict[int, int] = {}
 
-    def admit(self, kind: str, impression_id: str, labels: Any, weight: float) -> Worth:
-        """Decide what to learn from a sample, and remember it.
+    def knows(self, impression_id: str) -> bool:
+        """Whether a sample of the impression was admitted."""
+        return digest(impression_id) in self._learned
+
+    def admit(self, kind: str, impression_id: str, labels: Any, weight: float, satisfied: bool | None = None) -> Worth:
+        """Decide what to learn from a sample, and remember it; `satisfied`: see `positive_labels`.
 
         Raises:
             ValueError: the weight is negative or not a number.
         """
         if not math.isfinite(weight) or weight < 0:
             raise ValueError(f"weight is {weight}: expected a number ≥ 0")
-        key = int.from_bytes(hashlib.blake2b(impression_id.encode(), digest_size=8).digest(), "little", signed=True)
+        key = digest(impression_id)
         before = self._learned.get(key)
-        bits = positive_labels(labels)
+        bits = positive_labels(labels, satisfied)
         if kind == "initial":
             if before is not None:
                 return Worth(0.0, duplicate=True)
             self._remember(key, bits)
-            return Worth(weight * value(bits))
+            return Worth(weight * value(bits), advantage=weight * advantage(bits))
         known = before or 0
         self._remember(key, known | bits)
         gain = value(known | bits) - value(known)

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
+import safetensors.torch
 import yaml
 from confluent_kafka import Consumer
 
@@ -135,10 +136,34 @@ def weights(environment: dict[str, str]) -> tuple[int, dict[str, bytes]]:
     return published.manifest.samples_trained, {name: value.numpy().tobytes() for name, value in published.model.state_dict().items()}
 
 
+def answered(rows: list[records.Sample]) -> list[records.Sample]:
+    """The same impressions with watches, some dislikes, and conversions of which half come later, in the order of their readiness."""
+    found = []
+    for index, row in enumerate(rows):
+        play_ms, hate, early = 137 * index % 40_000, int(index % 11 == 0), 1.0 if index % 6 == 0 else None
+        labels = msgspec.structs.replace(row.labels, play_ms=play_ms, hate=hate, conversion_value=early)
+        found.append(msgspec.structs.replace(row, labels=labels, duration_ms=30_000))
+        if index % 6 == 3:
+            late = {
+                "sample_id": f"{index}:late",
+                "ready_ts": row.ready_ts + 50 * index % 9_000,
+                "labels": records.Labels(conversion_value=2.0),
+            }
+            found.append(msgspec.structs.replace(row, kind="correction", context=records.Context([]), **late))
+    return sorted(found, key=lambda row: row.ready_ts)
+
+
+PLAIN: dict[str, Any] = {}
+EVERY_OPTION = {"delayed_feedback": "defer", "satisfaction": "duration", "gbpo": 0.5}
+
+
 @pytest.mark.fault
-def test_killed_again_and_again_the_weights_are_those_of_an_unbroken_run(prepared: Services) -> None:
-    send(prepared, samples())
-    unbroken, broken = home_of(prepared, "unbroken"), home_of(prepared, "broken")
+@pytest.mark.parametrize("options", [PLAIN, EVERY_OPTION], ids=["plain", "every option"])
+def test_killed_again_and_again_the_weights_are_those_of_an_unbroken_run(prepared: Services, options: dict[str, Any]) -> None:
+    rows = answered(samples()) if options else samples()
+    send(prepared, rows)
+    given = {"trainer": {"batch": BATCH, "checkpoint_s": 0.2, **options}, "samples": {"attribution_window_s": 20}}
+    unbroken, broken = home_of(prepared, "unbroken", **given), home_of(prepared, "broken", **given)
     with trainer(unbroken, "--until-end") as child:
         assert child.wait(400) == 0, log_of(unbroken)
 
@@ -154,8 +179,18 @@ def test_killed_again_and_again_the_weights_are_those_of_an_unbroken_run(prepare
 
     (count, expected), (found_count, found) = weights(unbroken), weights(broken)
     assert "event=restored" in log_of(broken)  # how often depends on where the kills fell: one may come before anything was restored
-    assert count == found_count == SAMPLES
+    assert count == found_count == len(rows)
     assert found == expected
+    assert checkpointed(broken) == checkpointed(unbroken)
+    assert ("pending.inputs" in checkpointed(broken)) == bool(options)
+
+
+def checkpointed(environment: dict[str, str]) -> dict[str, bytes]:
+    """Every tensor of the newest checkpoint but the state of the random numbers, which another process begins with another seed."""
+    (folder,) = (Path(environment["SIDSTREAM_HOME"]) / "trainer").iterdir()
+    newest = folder / (folder / "CURRENT").read_text().strip()
+    tensors = safetensors.torch.load_file(newest / "tensors.safetensors")
+    return {name: value.numpy().tobytes() for name, value in tensors.items() if name != "rng"}
 
 
 def trained_in_checkpoints(environment: dict[str, str]) -> int:
@@ -168,7 +203,7 @@ def trained_in_checkpoints(environment: dict[str, str]) -> int:
 
 
 def test_what_comes_live_is_learned_published_and_announced(prepared: Services) -> None:
-    environment = home_of(prepared, "live", model={}, trainer={"max_wait_ms": 200, "checkpoint_s": 2})
+    environment = home_of(prepared, "live", model={}, trainer={"max_wait_ms": 200, "checkpoint_s": 2, "delayed_feedback": "es_dfm"})
     rows = samples()[:300]
     with trainer(environment) as child:
         await_true(lambda: "version" in status(environment), "the first version", 120, child)
@@ -188,6 +223,7 @@ def test_what_comes_live_is_learned_published_and_announced(prepared: Services) 
         assert sum(manifest.offsets["samples"].values()) == 302
         facts = status(environment)
         assert facts["counters"]["undecodable"] == 1
+        assert facts["conversions"] == {"pending": 300, "forgotten": 0}
         child.terminate()
         assert child.wait(60) == 0, log_of(environment)
 

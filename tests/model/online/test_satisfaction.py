@@ -1,56 +1,31 @@
-"""Duration-aware satisfaction: thresholds, restoration against exact integrals, and ranks that do not follow the duration."""
+"""Duration-aware satisfaction: ranks that do not follow the duration, and what the learner makes of them."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
+import msgspec
 import numpy as np
 import pytest
-import torch
 
-from model.online.satisfaction import DurationRank, cread_loss, restore, thresholds
+from model.grm import Grm
+from model.online.satisfaction import DurationRank
+from model.online.step import LearnerConfig, LearnerState, OnlineLearner
+from streaming.records import Labels, Sample
+from tests.model.conftest import SmallWorld, small_config, small_world
 
-
-def test_thresholds_hold_equally_many_watches_and_alpha_moves_them_to_the_tail() -> None:
-    watch = torch.arange(1, 1001, dtype=torch.float64)
-    even, tail = thresholds(watch, 4), thresholds(watch, 4, 3.0)
-    assert even.tolist() == pytest.approx([250.75, 500.5, 750.25, 1000])
-    assert tail[-1] == even[-1]
-    assert (tail[:-1] > even[:-1]).all()
+CONFIG = LearnerConfig(window=100, beam=6, recall_share=0.0, satisfaction="duration")
 
 
-def test_times_that_repeat_give_no_empty_class() -> None:
-    assert thresholds(torch.tensor([0.0, 0.0, 5.0, 5.0]), 8).tolist()[-1] == 5.0
-    assert (thresholds(torch.tensor([0.0, 0.0, 5.0, 5.0]), 8).diff() > 0).all()
+def learner(config: LearnerConfig = CONFIG) -> OnlineLearner:
+    return OnlineLearner(Grm(small_config()), small_world().vocabulary, config)
 
 
-def test_the_restored_time_of_an_exponential_survival_is_its_mean() -> None:
-    at = torch.linspace(0, 100, 2001, dtype=torch.float64)[1:]
-    mean = torch.tensor([[3.0], [7.0]], dtype=torch.float64)
-    torch.testing.assert_close(restore(torch.exp(-at / mean), at), mean.squeeze(1), rtol=1e-4, atol=0)
-
-
-def test_the_loss_falls_to_the_shares_that_were_seen() -> None:
-    generator = torch.Generator().manual_seed(0)
-    watch = -torch.log(torch.rand(4000, generator=generator, dtype=torch.float64)) * 5
-    at = thresholds(watch, 20)
-    logits = torch.zeros(20, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.Adam([logits], lr=0.1)
-    for _ in range(150):
-        optimizer.zero_grad()
-        cread_loss(logits.expand(len(watch), -1), watch, at, restored=0.0).backward()
-        optimizer.step()
-    torch.testing.assert_close(torch.sigmoid(logits.detach())[:-1], (watch[:, None] > at).double().mean(0)[:-1], atol=0.01, rtol=0)
-
-
-def test_its_gradients_are_those_of_finite_differences() -> None:
-    at = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
-    watch = torch.tensor([0.5, 3.0, 9.0], dtype=torch.float64)
-    logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda given: cread_loss(given, watch, at, ordered=0.5), (logits,))
-
-
-def test_a_time_that_is_none_is_refused_with_its_row() -> None:
-    with pytest.raises(ValueError, match="row 1: watch time is nan"):
-        thresholds(torch.tensor([1.0, float("nan")]), 4)
+def watched(of: Sample, index: int, play_ms: int, duration_ms: int | None, **labels: int) -> Sample:
+    """An impression that was watched and nothing else, of a video of its own length."""
+    told = Labels(play_ms=play_ms, long_view=int(play_ms >= min(18_000, duration_ms or 18_000)), **labels)
+    return msgspec.structs.replace(of, sample_id=f"{index}:watched", impression_id=f"watched {index}", labels=told, duration_ms=duration_ms)
 
 
 def test_ranks_do_not_follow_the_duration() -> None:
@@ -64,3 +39,76 @@ def test_ranks_do_not_follow_the_duration() -> None:
     assert ranked.rank(10, 0) is None
     with pytest.raises(ValueError, match="play_ms is -1"):
         ranked.rank(-1, 1000)
+
+
+def test_restored_ranks_go_on_as_before() -> None:
+    one, two = DurationRank(kept=30), DurationRank(kept=30)
+    for play_ms in range(100):
+        one.rank(play_ms * 100, 5_000 * (1 + play_ms % 2))
+    two.restore(json.loads(json.dumps(one.state())))
+    assert [one.rank(play_ms, 5_000) for play_ms in range(0, 9_000, 300)] == [two.rank(play_ms, 5_000) for play_ms in range(0, 9_000, 300)]
+
+
+def test_a_target_is_a_watch_that_is_long_for_its_video(world: SmallWorld) -> None:
+    base = world.samples(1)[0]
+    common = [watched(base, index, 20_000 - index, 100_000) for index in range(40)]  # long views all, each shorter than the last
+    best, short = watched(base, 40, 90_000, 100_000), watched(base, 41, 19_000, 100_000)
+    unknown = watched(base, 42, 19_000, None)
+    target, plain = learner(), learner(replace(CONFIG, satisfaction="long_view"))
+    for each in (target, plain):
+        each.step(common)
+    before = target.counters.targets, plain.counters.targets
+    assert before[0] < before[1] == 40
+    gained = []
+    for row in (best, short, unknown):
+        counted = target.counters.targets
+        target.step([row])
+        gained.append(target.counters.targets - counted)
+    assert gained == [1, 0, 1]  # where nothing is known of the duration, the label counts as it is
+
+
+def test_a_repeated_initial_is_not_ranked_again(world: SmallWorld) -> None:
+    rows = [watched(world.samples(1)[0], index, 1_000 * index, 30_000) for index in range(30)]
+    target = learner()
+    target.step(rows)
+    before = target.state().facts["durations"]
+    target.step(rows)
+    assert target.counters.duplicates == 30
+    assert target.state().facts["durations"] == before
+
+
+def test_a_late_watch_is_learned_where_it_satisfies(world: SmallWorld) -> None:
+    base = world.samples(1)[0]
+    rows = [watched(base, index, 1_000 + index, 30_000) for index in range(30)]
+    silent = [msgspec.structs.replace(watched(base, 50 + index, 0, 30_000), labels=Labels()) for index in range(2)]
+    late = [
+        msgspec.structs.replace(
+            row, kind="correction", sample_id=f"{row.impression_id}:late", labels=Labels(play_ms=play_ms, long_view=long)
+        )
+        for row, play_ms, long in zip(silent, (17_000, 900), (0, 0), strict=True)
+    ]
+    target = learner()
+    target.step([*rows, *silent])
+    counted = target.counters.targets
+    target.step(late)
+    assert target.counters.targets - counted == 1
+
+
+def test_a_state_with_ranks_continues_bit_for_bit(world: SmallWorld) -> None:
+    rng = np.random.default_rng(3)
+    rows = [
+        watched(row, index, int(rng.integers(60_000)), int(rng.integers(5_000, 60_000))) for index, row in enumerate(world.samples(160))
+    ]
+    unbroken, first, second = learner(), learner(), learner()
+    for start in range(0, 160, 32):
+        unbroken.step(rows[start : start + 32])
+    for start in range(0, 96, 32):
+        first.step(rows[start : start + 32])
+    state = first.state()
+    second.restore(LearnerState(state.tensors, json.loads(json.dumps(state.facts))))
+    for start in range(96, 160, 32):
+        second.step(rows[start : start + 32])
+    assert unbroken.counters.steps > 3
+    one, two = unbroken.state(), second.state()
+    assert one.facts == two.facts
+    assert all(tensor.equal(two.tensors[name]) for name, tensor in one.tensors.items())

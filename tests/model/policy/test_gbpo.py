@@ -29,11 +29,11 @@ def test_the_gradient_is_never_larger_than_that_of_the_cross_entropy(old: float,
 
 
 def test_without_the_old_policy_a_sample_counts_as_its_own() -> None:
-    log_prob = torch.tensor([-2.0, -3.0], dtype=torch.float64)
-    advantage = torch.tensor([1.0, 1.0], dtype=torch.float64)
-    assert gbpo_loss(log_prob, None, advantage).item() == pytest.approx(-1.0)
+    log_prob = torch.tensor([-2.0, -3.0, -1.0], dtype=torch.float64)
+    old = torch.tensor([math.nan, math.nan, 0.0], dtype=torch.float64)
+    assert gbpo_loss(log_prob, old, torch.ones(3, dtype=torch.float64)).item() == pytest.approx(-(2 + math.exp(-1)) / 3)
 
 
 def test_a_row_that_is_no_number_is_named() -> None:
     with pytest.raises(ValueError, match="row 1: advantage is NaN"):
-        gbpo_loss(torch.zeros(2) - 1, None, torch.tensor([1.0, float("nan")]))
+        gbpo_loss(torch.zeros(2) - 1, torch.zeros(2) - 1, torch.tensor([1.0, float("nan")]))
