@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from jobs import train_offline
 from jobs.process import Endpoints, Stop, ready, run, write_json
 from jobs.settings import ConfigError, Settings
 from jobs.train_input import SampleTopic
-from model.grm import Grm, Vocabulary, preset
+from jobs.train_learner import fresh, prepare_torch
 from model.online.batches import Arrived, Reproducible, Timely
 from model.online.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from model.online.publish import Manifest, Publisher
-from model.online.step import OnlineLearner
 from model.sid.bundle import Bundle, BundleError
 from model.store import ModelStore, StoreError
 from streaming import records, topics
@@ -72,20 +70,12 @@ def main(settings: Settings, ends: Endpoints, stop: Stop, until_end: bool = Fals
             raise ConfigError(str(error)) from error
 
 
-def prepare_torch(deterministic: bool) -> None:
-    """One thread: on a machine that is shared, FBGEMM's backward with two waits for its threads fifty times longer than it computes."""
-    torch.set_num_threads(1)
-    if deterministic:
-        torch.use_deterministic_algorithms(True)
-
-
 class Trainer:
     """One learner, fed from one topic; the single writer of its checkpoints and of the model store's versions."""
 
     def __init__(self, settings: Settings, ends: Endpoints, store: ModelStore, bundle: Bundle, storage: ThreadPoolExecutor) -> None:
         self._settings, self._home = settings, ends.home
-        model = Grm(preset(settings.model.preset, bundle.code_counts, seed=settings.model.seed))
-        self._learner = OnlineLearner(model, Vocabulary.of_bundle(bundle))
+        self._learner = fresh(settings, bundle)
         self._publisher = Publisher(store, bundle.version)
         self._producer = producer(ends.kafka)
         self._topic = SampleTopic(ends.kafka, "trainer", self._producer)
@@ -95,7 +85,7 @@ class Trainer:
         self._steps_published: int | None = None
         self._meter = Meter()
         # A new bundle or another model starts in a folder of its own, from the first sample that Kafka still has.
-        self._identity = {"bundle": bundle.version, "model": model.config.to_json(), "learner": asdict(self._learner.config)}
+        self._identity = {"bundle": bundle.version, "model": self._learner.model.config.to_json(), "learner": asdict(self._learner.config)}
         digest = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()[:8]
         self._checkpoints = Checkpoints(ends.home / "trainer" / f"{bundle.version}-{digest}")
 
