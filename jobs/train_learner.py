@@ -20,4 +20,6 @@ def prepare_torch(deterministic: bool) -> None:
 def fresh(settings: Settings, bundle: Bundle) -> OnlineLearner:
     """A learner of the configured model for the videos of a bundle."""
     model = Grm(preset(settings.model.preset, bundle.code_counts, seed=settings.model.seed))
+    if model.thinking is not None:
+        model.thinking.use([*bundle.content, *bundle.creative])
     return OnlineLearner(model, Vocabulary.of_bundle(bundle))
