@@ -15,10 +15,10 @@ from typing import Any
 import click
 
 from jobs import train_offline
+from jobs.learner import fresh_learner, prepare_torch
 from jobs.process import Endpoints, Stop, ready, run, write_json
 from jobs.settings import ConfigError, Settings
 from jobs.train_input import SampleTopic
-from jobs.train_learner import fresh, prepare_torch
 from model.online.batches import Arrived, Reproducible, Timely
 from model.online.checkpoint import Checkpoint, CheckpointError, Checkpoints
 from model.online.publish import Manifest, Publisher
@@ -75,7 +75,7 @@ class Trainer:
 
     def __init__(self, settings: Settings, ends: Endpoints, store: ModelStore, bundle: Bundle, storage: ThreadPoolExecutor) -> None:
         self._settings, self._home = settings, ends.home
-        self._learner = fresh(settings, bundle)
+        self._learner = fresh_learner(settings, bundle)
         self._publisher = Publisher(store, bundle.version)
         self._producer = producer(ends.kafka)
         self._topic = SampleTopic(ends.kafka, "trainer", self._producer)
@@ -85,7 +85,11 @@ class Trainer:
         self._steps_published: int | None = None
         self._meter = Meter()
         # A new bundle or another model starts in a folder of its own, from the first sample that Kafka still has.
-        self._identity = {"bundle": bundle.version, "model": self._learner.model.config.to_json(), "learner": asdict(self._learner.config)}
+        self._identity = {
+            "bundle": bundle.version,
+            "model": self._learner.model.config.to_json(),
+            "learner": asdict(self._learner.config),
+        }
         digest = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()[:8]
         self._checkpoints = Checkpoints(ends.home / "trainer" / f"{bundle.version}-{digest}")
 

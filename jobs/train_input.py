@@ -118,11 +118,16 @@ class Source:
     partitions: Sequence[int]
     arrivals: Iterator[Arrived]
 
+    @classmethod
+    def of(cls, rows: Iterable[records.Sample]) -> Source:
+        """Samples that are one partition, in their order."""
+        return cls([0], (Arrived(0, offset, row) for offset, row in enumerate(rows)))
+
 
 def from_files(files: Iterable[Path]) -> Source:
     """JSON lines (plain or .gz), in the order of the files; reading them raises SampleError at a line that is no sample."""
     lines = ((path, number, line) for path in files for number, line in enumerate(_lines(path), 1) if line.strip())
-    return Source([0], (Arrived(0, place, _sample(*line)) for place, line in enumerate(lines)))
+    return Source.of(_sample(*line) for line in lines)
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from jobs import process
 from jobs import settings as configuration
+from jobs.learner import fresh_learner, prepare_torch
 from jobs.settings import ConfigError, Settings
 from jobs.train_input import SampleError, Source, from_files, from_topic
-from jobs.train_learner import fresh, prepare_torch
 from model.online.batches import Arrived, Reproducible
 from model.online.publish import Publisher
 from model.online.step import OnlineLearner
@@ -57,7 +57,7 @@ def learn(settings: Settings, bundle: Bundle, source: Source, limit: int | None 
     The batches are the online trainer's in deterministic mode; so, bit for bit, are the weights.
     """
     prepare_torch(settings.model.deterministic)
-    learner = fresh(settings, bundle)
+    learner = fresh_learner(settings, bundle)
     began = time.monotonic()
     left = sys.maxsize if limit is None else limit
     with tqdm(desc="samples", unit=" samples", disable=None) as bar:
