@@ -82,5 +82,5 @@ def test_every_variant_of_the_context_or_of_what_is_taught_is_that_model_and_lea
     for variant in (taught, chance):
         trial = models.Trial(problem, replace(variant, codes=8, changes=(*small, ("lazy_trunk", 1), ("thinking", 3))), 0)
         assert trial.model.thinking is not None
-        clusters.append(trial.model.thinking.cluster_of[0].tolist())
+        clusters.append(trial.model.thinking.levels[0].cluster_of.tolist())
     assert clusters[0] != clusters[1]

@@ -46,7 +46,7 @@ def test_the_loss_is_that_of_its_formula_in_the_codebooks_own_space(width: int) 
         # The thought in the codebook's space: W t in coordinates of an orthonormal basis of what the centres span.
         basis, _ = np.linalg.qr(centres.T)
         for row in range(5):
-            thought = thinking.project[level].weight.detach().numpy() @ trunk[row, level].numpy()  # type: ignore[union-attr, operator]
+            thought = thinking.levels[level].project.weight.detach().numpy() @ trunk[row, level].numpy()  # type: ignore[union-attr, operator]
             inside = basis @ thought[: basis.shape[1]]
             cosines = [inside @ centre / np.linalg.norm(thought) / np.linalg.norm(centre) for centre in centres]
             code = book[int(targets[row, level])].astype(np.float64)
@@ -60,6 +60,13 @@ def test_gradients_are_those_of_finite_differences() -> None:
     thinking.use(codebooks())
     trunk = torch.randn(2, 3, 32, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda states: thinking(states, torch.tensor([[0, 1, 2], [5, 4, 3]])), (trunk,))
+
+
+def test_clusters_go_where_the_model_goes_and_are_not_in_its_state() -> None:
+    model = thoughtful()
+    assert not [name for name in model.state_dict() if "centres" in name or "cluster_of" in name]
+    assert model.thinking is not None
+    assert all(level.centres.dtype == torch.float64 for level in model.thinking.double().levels)
 
 
 def test_a_level_without_different_code_vectors_has_nothing_to_tell() -> None:
