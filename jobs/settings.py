@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 
 class ConfigError(Exception):
@@ -97,6 +97,9 @@ class Model(Part):
     preset: Literal["laptop", "reference"] = "laptop"
     deterministic: bool = Field(False, description="bitwise reproducible training, somewhat slower")
     seed: int = 0
+    options: dict[str, bool | int | FiniteFloat] = Field(
+        default_factory=dict, description="of `model.grm.GrmConfig` by name, such as `long: 16`; a model of other options starts anew"
+    )
 
 
 class Trainer(Part):

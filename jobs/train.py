@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
 from jobs import train_offline
-from jobs.learner import fresh_learner
+from jobs.learner import fresh_learner, prepare_torch
 from jobs.process import Endpoints, Stop, ready, run, write_json
 from jobs.settings import ConfigError, Settings
 from jobs.train_input import SampleTopic
@@ -68,13 +67,6 @@ def main(settings: Settings, ends: Endpoints, stop: Stop, until_end: bool = Fals
             Trainer(settings, ends, store, bundle, storage).run(stop, until_end)
         except CheckpointError as error:
             raise ConfigError(str(error)) from error
-
-
-def prepare_torch(deterministic: bool) -> None:
-    """One thread: on a machine that is shared, FBGEMM's backward with two waits for its threads fifty times longer than it computes."""
-    torch.set_num_threads(1)
-    if deterministic:
-        torch.use_deterministic_algorithms(True)
 
 
 class Trainer:

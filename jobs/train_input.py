@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import gzip
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -110,28 +111,47 @@ class SampleTopic:
             return None
 
 
-def from_files(files: Iterable[Path]) -> Iterator[records.Sample]:
-    """Samples of JSON lines (plain or .gz), in the order of the files.
+@dataclass(frozen=True)
+class Source:
+    """Records that are there now, in the order of each of their partitions."""
 
-    Raises:
-        SampleError: a line is no sample.
-    """
-    for path in files:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    try:
-                        yield _SAMPLE.decode(line)
-                    except msgspec.DecodeError as error:
-                        raise SampleError(f"{path}, line {number}: {error}") from error
+    partitions: Sequence[int]
+    arrivals: Iterator[Arrived]
+
+    @classmethod
+    def of(cls, rows: Iterable[records.Sample]) -> Source:
+        """Samples that are one partition, in their order."""
+        return cls([0], (Arrived(0, offset, row) for offset, row in enumerate(rows)))
 
 
-def from_topic(client: Client) -> Iterator[records.Sample]:
-    """All samples that the topic holds now, by partition as they come; what is no sample is left out and logged."""
-    source = SampleTopic(client, "trainer-offline", None)
+def from_files(files: Iterable[Path]) -> Source:
+    """JSON lines (plain or .gz), in the order of the files; reading them raises SampleError at a line that is no sample."""
+    lines = ((path, number, line) for path in files for number, line in enumerate(_lines(path), 1) if line.strip())
+    return Source.of(_sample(*line) for line in lines)
+
+
+def _lines(path: Path) -> Iterator[bytes]:
+    with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as lines:
+        yield from lines
+
+
+def _sample(path: Path, number: int, line: bytes) -> records.Sample:
     try:
-        if source.open({}):
-            while not source.ended():
-                yield from (arrived.row for arrived in source.read(1.0) if arrived.row is not None)
-    finally:
-        source.close()
+        return _SAMPLE.decode(line)
+    except msgspec.DecodeError as error:
+        raise SampleError(f"{path}, line {number}: {error}") from error
+
+
+def from_topic(client: Client) -> Source:
+    """All that the topic holds now; what is no sample is logged."""
+    topic = SampleTopic(client, "trainer-offline", None)
+    topic.open({})
+
+    def arrivals() -> Iterator[Arrived]:
+        try:
+            while not topic.ended():
+                yield from topic.read(1.0)
+        finally:
+            topic.close()
+
+    return Source(topic.partitions, arrivals())

@@ -6,25 +6,24 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from tqdm import tqdm
 
 from jobs import process
 from jobs import settings as configuration
-from jobs.learner import fresh_learner
+from jobs.learner import fresh_learner, prepare_torch
 from jobs.settings import ConfigError, Settings
-from jobs.train_input import SampleError, from_files, from_topic
+from jobs.train_input import SampleError, Source, from_files, from_topic
+from model.online.batches import Arrived, Reproducible
 from model.online.publish import Publisher
 from model.online.step import OnlineLearner
 from model.sid.bundle import Bundle, BundleError
 from model.store import ModelStore, StoreError
-from streaming import records
 
 log = logging.getLogger("sidstream.trainer")
 
@@ -36,8 +35,8 @@ def main(config: Path | None, files: tuple[Path, ...], limit: int | None, report
         settings = configuration.load(config)
         home = configuration.home()
         bundle = Bundle.load(ModelStore(process.model_store(settings, home)))
-        rows = from_files(files) if files else from_topic(process.endpoints(settings, home).kafka)
-        learner, seconds = learn(settings, bundle, islice(rows, limit))
+        source = from_files(files) if files else from_topic(process.endpoints(settings, home).kafka)
+        learner, seconds = learn(settings, bundle, source, limit)
         facts = summary(learner, seconds)
         click.echo(table(facts))
         if report is not None:
@@ -52,22 +51,34 @@ def main(config: Path | None, files: tuple[Path, ...], limit: int | None, report
         sys.exit(1)
 
 
-def learn(settings: Settings, bundle: Bundle, rows: Iterable[records.Sample]) -> tuple[OnlineLearner, float]:
-    """A fresh learner that has seen all rows once, and the seconds that it took."""
-    torch.set_num_threads(1)
+def learn(settings: Settings, bundle: Bundle, source: Source, limit: int | None = None) -> tuple[OnlineLearner, float]:
+    """A fresh learner that has seen the source once, or its first `limit` records, and the seconds that it took.
+
+    The batches are the online trainer's in deterministic mode; so, bit for bit, are the weights.
+    """
+    prepare_torch(settings.model.deterministic)
     learner = fresh_learner(settings, bundle)
     began = time.monotonic()
-    batch: list[records.Sample] = []
+    left = sys.maxsize if limit is None else limit
     with tqdm(desc="samples", unit=" samples", disable=None) as bar:
-        for row in rows:
-            batch.append(row)
-            if len(batch) == settings.trainer.batch:
-                learner.step(batch)
-                bar.update(len(batch))
-                batch = []
-        learner.step(batch)
-        bar.update(len(batch))
+        for batch in batches(source, settings.trainer.batch):
+            taken = batch[:left]
+            learner.step([arrived.row for arrived in taken if arrived.row is not None])
+            bar.update(len(taken))
+            left -= len(taken)
+            if not left:
+                break
     return learner, time.monotonic() - began
+
+
+def batches(source: Source, size: int) -> Iterator[list[Arrived]]:
+    """All records, merged over the partitions; one without any keeps those of the others waiting until the end."""
+    waiting = Reproducible(size, source.partitions)
+    for arrived in source.arrivals:
+        waiting.add([arrived], 0.0)
+        yield from iter(partial(waiting.take, 0.0), [])
+    waiting.end()
+    yield from iter(partial(waiting.take, 0.0, flush=True), [])
 
 
 def publish(learner: OnlineLearner, bundle: Bundle, store: ModelStore) -> str:

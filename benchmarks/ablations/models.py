@@ -30,8 +30,9 @@ NEAR = 0.02
 
 @dataclass(frozen=True)
 class Variant:
-    """content, creative: levels of `codes` codes; where `creative` is 0 the SID is of both embeddings together. changes: of the decoder's
-    configuration. as_costly_as: changes that make another decoder; the feed-forward is widened until the operations are the same."""
+    """content, creative: levels of `codes` codes; where `creative` is 0 the SID is of both embeddings together. changes: of the model's
+    configuration. as_costly_as: changes that make another decoder; the feed-forward is widened until the operations are the same. on: the
+    data where it makes a difference. by_chance: what is taught of clusters of codes is taught of random ones, as a control."""
 
     name: str
     content: int = 2
@@ -39,9 +40,12 @@ class Variant:
     codes: int = 64
     changes: tuple[tuple[str, Any], ...] = ()
     as_costly_as: tuple[tuple[str, Any], ...] = ()
+    on: tuple[str, ...] = ("KuaiRand", "Beauty")
+    by_chance: bool = False
 
 
 FULL = (("context_layers", 2), ("context_splits", 2), ("context_groups", 4))
+THOUGHTFUL = (("lazy_trunk", 1), ("thinking", 16))
 VARIANTS = (
     Variant("D-SID 2 + 2 × 64, lazy decoder"),
     Variant("full decoder: keys, values per layer and head", changes=FULL),
@@ -53,23 +57,29 @@ VARIANTS = (
     Variant("D-SID 3 + 3 × 64", content=3, creative=3),
     Variant("D-SID 2 + 2 × 16", codes=16),
     Variant("D-SID 2 + 2 × 256", codes=256),
+    # Beauty has histories of 20 items at most, and no authors.
+    Variant("context: 48 newest videos instead of 32", changes=(("history", 48),), on=("KuaiRand",)),
+    Variant("context: 32 newest, 16 clusters of older", changes=(("long", 16),), on=("KuaiRand",)),
+    Variant("context: 32 newest, 16 authors", changes=(("cross", 16),), on=("KuaiRand",)),
+    Variant("context: 32 newest, 16 clusters, 16 authors", changes=(("long", 16), ("cross", 16)), on=("KuaiRand",)),
+    Variant("LazyAR, trunk taught 16 clusters a level", changes=THOUGHTFUL),
+    Variant("LazyAR, trunk taught 16 random clusters", changes=THOUGHTFUL, by_chance=True),
 )
 
 
 @cache
-def semantic_ids(problem: Problem, content_levels: int, creative_levels: int, size: int, seed: int) -> tuple[Sids, tuple[int, ...]]:
-    """SIDs int32[N, L], one a video as far as there are free ones, and the codes of each level."""
+def semantic_ids(problem: Problem, content_levels: int, creative_levels: int, size: int, seed: int) -> tuple[Sids, list[quantizer.Vectors]]:
+    """SIDs int32[N, L], one a video as far as there are free ones, and the codebook of each level."""
     if not creative_levels:
         both = np.concatenate([problem.content, problem.creative], 1)
         books = quantizer.fit(both, content_levels, size, seed)
-        sids = quantizer.separate(both, books, quantizer.encode(both, books), or_share=True)
-        return sids, tuple(len(book) for book in books)
+        return quantizer.separate(both, books, quantizer.encode(both, books), or_share=True), books
     content_books = quantizer.fit(problem.content, content_levels, size, seed)
     creative_books = quantizer.fit(problem.creative, creative_levels, size, seed + 1)
     content = quantizer.encode(problem.content, content_books)
     creative = quantizer.encode(problem.creative, creative_books)
     creative = quantizer.separate(problem.creative, creative_books, creative, prefix=content, or_share=True)
-    return np.concatenate([content, creative], 1), tuple(len(book) for book in (*content_books, *creative_books))
+    return np.concatenate([content, creative], 1), [*content_books, *creative_books]
 
 
 def operations(config: GrmConfig, batch: GrmBatch) -> float:
@@ -99,16 +109,20 @@ class Trial:
 
     def __init__(self, problem: Problem, variant: Variant, seed: int) -> None:
         self.problem = problem
-        sids, codes = semantic_ids(problem, variant.content, variant.creative, variant.codes, seed)
+        sids, books = semantic_ids(problem, variant.content, variant.creative, variant.codes, seed)
+        codes = tuple(len(book) for book in books)
         self._vocabulary = Vocabulary(problem.item_ids, sids, problem.durations_ms, problem.authors, codes)
         self._catalogue = Catalogue(problem.item_ids, sids, codes)
         plain = preset("laptop", codes, content_levels=variant.content, seed=seed)
-        config = replace(plain, **dict(variant.changes))
+        config = self._config = replace(plain, **dict(variant.changes))
         probe = self._batch(problem.train[:PROBED])
         if variant.as_costly_as:
             config = matched(config, operations(replace(plain, **dict(variant.as_costly_as)), probe), probe)
         self.operations = operations(config, probe)
         self.model = Grm(config)
+        if self.model.thinking is not None:
+            rng = np.random.default_rng(seed)
+            self.model.thinking.use([book[rng.permutation(len(book))] for book in books] if variant.by_chance else books)
         self.shared = len(sids) - len(np.unique(sids, axis=0))
 
     def learn(self) -> float:
@@ -137,8 +151,7 @@ class Trial:
         }
 
     def _batch(self, rows: list[Sample]) -> GrmBatch:
-        config = preset("laptop", self._vocabulary.codes)  # the same features in every variant
-        return collate(rows, self._vocabulary, config).with_targets([self._vocabulary.sid_of(row.item_id) or () for row in rows])
+        return collate(rows, self._vocabulary, self._config).with_targets([self._vocabulary.sid_of(row.item_id) or () for row in rows])
 
 
 def measure(problem: Problem, variant: Variant, seed: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 
 from model.grm.decoder import Context
+from model.grm.groups import COUNT_ROWS
 from model.grm.inputs import GAP_ROWS, KINDS, PLAY_ROWS, RANK_ROWS, GrmBatch, feature_names
 from model.grm.presets import GrmConfig
 
@@ -18,14 +19,15 @@ def embedding_tables(config: GrmConfig) -> list[EmbeddingBagConfig]:
     """One table per feature, all of width `d_sparse`."""
     rows = {"user": config.user_rows, "item": config.item_rows, "kind": len(KINDS), "play": PLAY_ROWS, "gap": GAP_ROWS, "rank": RANK_ROWS}
     rows |= {f"code_{level}": size for level, size in enumerate(config.codes)}
+    rows |= {"count": COUNT_ROWS, "liked": COUNT_ROWS, "author": config.author_rows}
     return [
         EmbeddingBagConfig(name=name, num_embeddings=rows[name], embedding_dim=config.d_sparse, feature_names=[name])
-        for name in feature_names(config.levels)
+        for name in feature_names(config)
     ]
 
 
 class ContextProcessor(nn.Module):
-    """Sparse features → one token per profile or video → `d_context`, normalised.
+    """Sparse features → one token per profile, video or group of videos → `d_context`, normalised.
 
     The tables learn by themselves: FBGEMM applies row-wise Adagrad inside the backward pass, so no dense gradient of a table ever exists.
     """
@@ -39,7 +41,7 @@ class ContextProcessor(nn.Module):
             optimizer_kwargs={"lr": config.sparse_lr, "eps": 1e-8},
             device=device,
         )
-        width = len(feature_names(config.levels)) * config.d_sparse
+        width = len(feature_names(config)) * config.d_sparse
         self.widen = nn.Linear(width, config.context_hidden, device=device)
         self.project = nn.Linear(config.context_hidden, config.d_context, device=device)
         self.norm = nn.RMSNorm(config.d_head, device=device)

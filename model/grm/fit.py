@@ -34,9 +34,17 @@ class FitConfig:
 
 
 class Fitter:
-    """A model, its optimizer, and which rows of which table were learned. Equal batches in equal order give equal weights on one thread."""
+    """A model, its optimizer, and which rows of which table were learned. Equal batches in equal order give equal weights on one thread.
+
+    Raises:
+        ValueError: the model is to think of clusters that it was not given.
+    """
 
     def __init__(self, model: Grm, config: FitConfig | None = None) -> None:
+        if model.thinking is not None and not model.thinking.ready:
+            raise ValueError(
+                f"the model has {model.config.thinking} clusters to think of and none of them is known: call thinking.use first"
+            )
         self.model, self.config = model, config or FitConfig()
         self.steps = 0
         biases = [parameter for name, parameter in model.dense_parameters() if name.startswith("decoder.heads.") and name.endswith(".bias")]

@@ -1,15 +1,15 @@
 """From rows (a user, a moment, a history) to the sparse features of a batch.
 
-A batch is one sequence of *tokens* per row: the profile, then the videos of the history, newest first. Every token has the same sparse
-features, most of them empty for the profile, so that one embedding call serves all of them. Ids are hashed into fixed tables: an id
-never seen, a generated video (negative id) and a new user all have a row, and no map has to be kept, saved or evicted. With managed
-tables the ids are left for the model to map.
+A batch is one sequence of *tokens* per row: the profile, then the videos of the history, newest first, then, as options, the clusters of
+older videos and the authors. Every token has the same sparse features, most of them empty for the profile, so that one embedding call
+serves all of them. Ids are hashed into fixed tables: an id never seen, a generated video (negative id) and a new user all have a row, and
+no map has to be kept, saved or evicted. With managed tables the ids are left for the model to map.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from model.grm.groups import Groups, count_bucket
 from model.grm.presets import GrmConfig
 from model.grm.recall import Memory
 from model.sid.bundle import Bundle
@@ -151,8 +152,14 @@ class Vocabulary:
         return sids, durations
 
     def author_of(self, item_id: int) -> int:
-        place = int(self._place(np.array([item_id], np.int64))[0])
-        return -1 if place < 0 else int(self._authors[place])
+        return int(self.authors(np.array([item_id], np.int64))[0])
+
+    def authors(self, item_ids: Ints) -> Ints:
+        """Author of each video, int64[n]; -1 where unknown."""
+        found = np.full(len(item_ids), -1, np.int64)
+        place = self._place(item_ids)
+        found[place >= 0] = self._authors[place[place >= 0]]
+        return found
 
     def sids_by_author(self) -> dict[int, list[tuple[int, ...]]]:
         """The distinct SIDs of every known author."""
@@ -178,7 +185,7 @@ class GrmBatch:
         features: keys of `feature_names`, stride T (one bag per token).
         slot: int64[T], place of each token in the padded [B * S].
         mask: bool[B, S], true where a token is.
-        memory: the histories' SIDs, and which videos of them were liked.
+        memory: the SIDs of the histories' newest videos, and which of them were liked.
         targets: int64[B, L], or None where there is nothing to learn.
     """
 
@@ -199,13 +206,15 @@ class GrmBatch:
         return GrmBatch(self.features.to(torch.device(device)), self.slot.to(device), self.mask.to(device), self.memory.to(device), targets)
 
 
-def feature_names(levels: int) -> list[str]:
-    return ["user", "item", *(f"code_{level}" for level in range(levels)), "kind", "play", "gap", "rank"]
+def feature_names(config: GrmConfig) -> list[str]:
+    """Those of options come last."""
+    names = ["user", "item", *(f"code_{level}" for level in range(config.levels)), "kind", "play", "gap", "rank"]
+    return names + ["count", "liked"] * bool(config.long or config.cross) + ["author"] * bool(config.cross)
 
 
 @dataclass(frozen=True)
 class _Entries:
-    """History of a batch, one element per (row, video), newest first in each row."""
+    """Videos of a batch's histories, one element per (row, video), newest first in each row."""
 
     row: Ints
     rank: Ints
@@ -213,6 +222,30 @@ class _Entries:
     gap_ms: Ints
     play_ms: Ints  # -1 = unknown
     kinds: Ints  # bits of KINDS
+
+    def __getitem__(self, kept: Any) -> _Entries:
+        return _Entries(*(getattr(self, field.name)[kept] for field in fields(self)))
+
+
+class _Bags:
+    """The sparse features of `tokens` tokens, put together from parts in any order."""
+
+    def __init__(self, names: Sequence[str], tokens: int) -> None:
+        self._tokens = tokens
+        self._parts: dict[str, list[tuple[Ints, Ints]]] = {name: [] for name in names}
+
+    def add(self, name: str, place: Ints, values: Ints) -> None:
+        """Values of tokens, int64[n] each."""
+        self._parts[name].append((place, values))
+
+    def jagged(self) -> KeyedJaggedTensor:
+        values, lengths = [], np.zeros((len(self._parts), self._tokens), np.int32)
+        for index, parts in enumerate(self._parts.values()):
+            place = np.concatenate([place for place, _ in parts])
+            values.append(np.concatenate([of for _, of in parts])[np.argsort(place, kind="stable")])
+            lengths[index] = np.bincount(place, minlength=self._tokens)
+        lengths_of = torch.from_numpy(lengths.reshape(-1))
+        return KeyedJaggedTensor(list(self._parts), torch.from_numpy(np.concatenate(values)), lengths=lengths_of, stride=self._tokens)
 
 
 def collate(rows: Iterable[Row], vocabulary: Vocabulary, config: GrmConfig) -> GrmBatch:
@@ -222,56 +255,80 @@ def collate(rows: Iterable[Row], vocabulary: Vocabulary, config: GrmConfig) -> G
     """
     rows = list(rows)
     batch = len(rows)
-    entries = _merge(rows, config)
-    sids, durations = vocabulary.lookup(entries.item)
+    read = _merge(rows, config)
+    sids, durations = vocabulary.lookup(read.item)
+    liked = _liked(read, durations)
+    short = read.rank < config.history
+    clusters = Groups.of(read.row, np.where(short, -1, sids[:, 0]), liked, config.long)
+    authors = Groups.of(read.row, vocabulary.authors(read.item), liked, config.cross)
 
-    sizes = np.bincount(entries.row, minlength=batch) + 1
+    counts = [np.bincount(part, minlength=batch) for part in (read.row[short], clusters.row, authors.row)]
+    ends = np.cumsum([np.ones(batch, np.int64), *counts], 0)  # of the profile and of each part within its row
+    sizes = ends[-1]
     starts = np.concatenate([[0], np.cumsum(sizes)])
     total, width = int(starts[-1]), int(sizes.max(initial=1))
     profile = starts[:-1]
-    place = profile[entries.row] + entries.rank + 1
+    entries = read[short]
+    place = (profile + ends[0])[entries.row] + entries.rank
 
-    names = feature_names(config.levels)
-    lengths = np.zeros((len(names), total), np.int32)
-    values: list[Ints] = [
-        hash_rows(np.array([row.user_id for row in rows], np.int64), LARGEST_ID if config.managed else config.user_rows),
-        hash_rows(entries.item, LARGEST_ID if config.managed else config.item_rows),
-    ]
-    lengths[0, profile] = 1
-    lengths[1, place] = 1
-    known = sids[:, 0] >= 0
-    for level in range(config.levels):
-        values.append(sids[known, level])
-        lengths[2 + level, place[known]] = 1
-    bits = (entries.kinds[:, None] >> np.arange(len(KINDS))) & 1
-    values.append(np.nonzero(bits)[1].astype(np.int64))
-    lengths[2 + config.levels, place] = bits.sum(1)
-    buckets = (_play_bucket(entries.play_ms, durations), _gap_bucket(entries.gap_ms), np.minimum(entries.rank, RANK_ROWS - 1))
-    for offset, bucket in enumerate(buckets):
-        values.append(bucket)
-        lengths[3 + config.levels + offset, place] = 1
+    bags = _Bags(feature_names(config), total)
+    bags.add(
+        "user", profile, hash_rows(np.array([row.user_id for row in rows], np.int64), LARGEST_ID if config.managed else config.user_rows)
+    )
+    _add_videos(bags, place, entries, sids[short], durations[short], config)
+    bags.add("rank", place, np.minimum(entries.rank, RANK_ROWS - 1))
+    if config.long or config.cross:
+        of_cluster = (profile + ends[1])[clusters.row] + clusters.rank
+        _add_videos(bags, of_cluster, read[clusters.newest], sids[clusters.newest], durations[clusters.newest], config)
+        of_author = (profile + ends[2])[authors.row] + authors.rank
+        for at, groups in ((of_cluster, clusters), (of_author, authors)):
+            bags.add("count", at, count_bucket(groups.count))
+            bags.add("liked", at, count_bucket(groups.liked))
+    if config.cross:
+        newest = read[authors.newest]
+        bags.add("author", of_author, hash_rows(vocabulary.authors(newest.item), config.author_rows))
+        bags.add("gap", of_author, _gap_bucket(newest.gap_ms))
 
     row_of = np.repeat(np.arange(batch), sizes)
     slot = row_of * width + np.arange(total) - starts[row_of]
     mask = np.zeros(batch * width, bool)
     mask[slot] = True
-    features = KeyedJaggedTensor(
-        names, torch.from_numpy(np.concatenate(values)), lengths=torch.from_numpy(lengths.reshape(-1)), stride=total
-    )
-    memory = _memory(entries, sids, durations, batch, values[1])
-    return GrmBatch(features, torch.from_numpy(slot), torch.from_numpy(mask.reshape(batch, width)), memory)
+    memory = _memory(entries, sids[short], liked[short], batch, config)
+    return GrmBatch(bags.jagged(), torch.from_numpy(slot), torch.from_numpy(mask.reshape(batch, width)), memory)
 
 
-def _memory(entries: _Entries, sids: Ints, durations: Ints, batch: int, item_rows: Ints) -> Memory:
+def _add_videos(bags: _Bags, place: Ints, entries: _Entries, sids: Ints, durations: Ints, config: GrmConfig) -> None:
+    """What single videos at `place` are, and what became of them."""
+    bags.add("item", place, _item_rows(entries, config))
+    known = sids[:, 0] >= 0
+    for level in range(config.levels):
+        bags.add(f"code_{level}", place[known], sids[known, level])
+    token, kind = np.nonzero((entries.kinds[:, None] >> np.arange(len(KINDS))) & 1)
+    bags.add("kind", place[token], kind.astype(np.int64))
+    bags.add("play", place, _play_bucket(entries.play_ms, durations))
+    bags.add("gap", place, _gap_bucket(entries.gap_ms))
+
+
+def _item_rows(entries: _Entries, config: GrmConfig) -> Ints:
+    return hash_rows(entries.item, LARGEST_ID if config.managed else config.item_rows)
+
+
+def _liked(entries: _Entries, durations: Ints) -> NDArray[np.bool_]:
+    """Watched long or to the end, or engaged with, and not hated."""
+    long = (entries.play_ms >= _LONG_VIEW_MS) | ((durations > 0) & (entries.play_ms >= durations))
+    liked: NDArray[np.bool_] = (long | ((entries.kinds & _GOOD) > 0)) & ((entries.kinds & _BIT["hate"]) == 0)
+    return liked
+
+
+def _memory(entries: _Entries, sids: Ints, liked: NDArray[np.bool_], batch: int, config: GrmConfig) -> Memory:
     width = int(entries.rank.max(initial=-1)) + 1
     codes = np.full((batch, width, sids.shape[1]), -1, np.int64)
-    liked = np.zeros((batch, width), bool)
+    good = np.zeros((batch, width), bool)
     items = np.full((batch, width), -1, np.int64)
     codes[entries.row, entries.rank] = sids
-    items[entries.row, entries.rank] = item_rows
-    long = (entries.play_ms >= _LONG_VIEW_MS) | ((durations > 0) & (entries.play_ms >= durations))
-    liked[entries.row, entries.rank] = (long | ((entries.kinds & _GOOD) > 0)) & ((entries.kinds & _BIT["hate"]) == 0)
-    return Memory(torch.from_numpy(codes), torch.from_numpy(liked), torch.from_numpy(items))
+    items[entries.row, entries.rank] = _item_rows(entries, config)
+    good[entries.row, entries.rank] = liked
+    return Memory(torch.from_numpy(codes), torch.from_numpy(good), torch.from_numpy(items))
 
 
 def _merge(rows: Sequence[Row], config: GrmConfig) -> _Entries:
@@ -282,7 +339,7 @@ def _merge(rows: Sequence[Row], config: GrmConfig) -> _Entries:
     play: list[int] = []
     kinds: list[int] = []
     for index, row in enumerate(rows):
-        for entry in row.context.history[: config.events]:
+        for entry in row.context.history[: config.events + config.long_events]:
             owner.append(index)
             item.append(entry.item_id)
             ts.append(row.ts - entry.ts)
@@ -302,7 +359,7 @@ def _merge(rows: Sequence[Row], config: GrmConfig) -> _Entries:
     newest, play_ms, seen = newest[by_time], play_ms[by_time], seen[by_time]
     row_kept = row_of[newest]
     rank = np.arange(len(newest)) - np.searchsorted(row_kept, row_kept)
-    keep = rank < config.history
+    keep = rank < (len(newest) if config.long or config.cross else config.history)
     chosen = newest[keep]
     return _Entries(row_kept[keep], rank[keep], item_of[chosen], np.array(ts, np.int64)[chosen], play_ms[keep], seen[keep])
 

@@ -22,6 +22,7 @@ from model.grm.managed import IdMap
 from model.grm.presets import GrmConfig
 from model.grm.prior import PrefixPrior
 from model.grm.recall import HistoryPrior, Memory
+from model.grm.thinking import Thinking
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Grm(nn.Module):
             if device is None or device.type != "meta":
                 self.decoder.reset_parameters()
                 self.prior.reset_parameters()
+            self.thinking = Thinking(config, device) if config.thinking else None
 
     def forward(self, batch: GrmBatch, *, counted: bool = False) -> Scores:
         """Score the targets of a batch.
@@ -84,12 +86,13 @@ class Grm(nn.Module):
         return Scores(loss.level_log_prob(logits, targets), hit, states[-1], self._auxiliary(kept, targets))
 
     def _auxiliary(self, kept: Past, targets: Tensor) -> Tensor | None:
-        """Every code from the trunk alone, without the codes before it (multi-token prediction)."""
+        """Every code from the trunk alone, without the codes before it (multi-token prediction), and its cluster where that is taught."""
         if not self.config.lazy_trunk:
             return None
         trunk = kept[0][0][:, 0]
         logits = [self.decoder.logits(trunk[:, level], level) for level in range(self.config.levels)]
-        return self.config.mtp * loss.level_log_prob(logits, targets)
+        told = self.config.mtp * loss.level_log_prob(logits, targets)
+        return told + self.thinking(trunk, targets) if self.thinking is not None and self.thinking.ready else told
 
     def log_prob(self, batch: GrmBatch) -> Tensor:
         """float[B, L], see `Scores.log_prob`."""

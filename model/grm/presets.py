@@ -25,6 +25,11 @@ class GrmConfig:
         managed: rows of users and videos by managed collision instead of hashing; see `model.grm.managed`.
         lazy_trunk: first layers that do not read the code before (LazyAR, GR4AD, arXiv 2602.22732): they run once for all levels and beams;
             0 = ordinary autoregression. `mtp`: what predicting every code from the trunk alone adds to the loss then.
+        long: clusters (first content codes) of the videos older than those of `history` that join the context, each as its newest video and
+            how many it holds; 0 = none. `cross`: authors of all videos read that join it with how often they were watched and liked, hashed
+            to `author_rows`; 0 = none. `long_events`: history events read for both beyond `events`. See `model.grm.groups`.
+        thinking: clusters of a level's codes, of which a lazy trunk learns to tell the target's (S²GR); 0 = it does not. See
+            `model.grm.thinking`.
         experts: feed-forward networks of `ffn` in every layer, of which a position uses `experts_active`; 0 = one, for all.
         sparse_lr: rate of the fused row-wise Adagrad of the embedding tables; `prefix_lr` that of the prior on prefixes.
     """
@@ -56,6 +61,11 @@ class GrmConfig:
     mtp: float = 0.1
     experts: int = 0
     experts_active: int = 2
+    long: int = 0
+    long_events: int = 0
+    cross: int = 0
+    author_rows: int = 1 << 14
+    thinking: int = 0
 
     def __post_init__(self) -> None:
         if not self.codes or min(self.codes) < 2:
@@ -70,6 +80,12 @@ class GrmConfig:
             raise ValueError(f"experts_active is {self.experts_active}: expected 1 to the {self.experts} experts")
         if not 0 <= self.lazy_trunk < self.layers:
             raise ValueError(f"lazy_trunk is {self.lazy_trunk}: expected at least 0 and fewer than the {self.layers} layers")
+        if min(self.long, self.cross, self.long_events) < 0:
+            raise ValueError(f"long is {self.long}, cross {self.cross}, long_events {self.long_events}: expected none below 0")
+        if self.long_events and not (self.long or self.cross):
+            raise ValueError(f"long_events is {self.long_events}: nothing reads them, long and cross are 0")
+        if self.thinking and not (self.lazy_trunk and 0 < self.thinking <= min(self.codes)):
+            raise ValueError(f"thinking is {self.thinking}: expected a lazy_trunk, and no more clusters than a level has codes")
         if self.context_splits not in (1, 2):
             raise ValueError(f"context_splits is {self.context_splits}: expected 1 (values are the keys) or 2")
 
@@ -96,9 +112,8 @@ class GrmConfig:
         return cls(**{**tree, "codes": tuple(tree["codes"])})
 
 
-OPTIONS: dict[str, Any] = {
-    field.name: field.default for field in fields(GrmConfig) if field.name in ("managed", "lazy_trunk", "mtp", "experts", "experts_active")
-}
+_TAKEN_OR_NOT = {"managed", "lazy_trunk", "mtp", "experts", "experts_active", "long", "long_events", "cross", "author_rows", "thinking"}
+OPTIONS: dict[str, Any] = {field.name: field.default for field in fields(GrmConfig) if field.name in _TAKEN_OR_NOT}
 
 PRESETS: dict[str, GrmConfig] = {
     "laptop": GrmConfig(

@@ -55,7 +55,8 @@ def problem() -> Problem:
 @pytest.mark.parametrize("name", ["single SID 4 × 64", "D-SID 3 + 3 × 64"])
 def test_sids_have_the_variants_levels_and_are_one_a_video(problem: Problem, name: str) -> None:
     variant = next(found for found in models.VARIANTS if found.name == name)
-    sids, codes = models.semantic_ids(problem, variant.content, variant.creative, 4, 0)
+    sids, books = models.semantic_ids(problem, variant.content, variant.creative, 4, 0)
+    codes = [len(book) for book in books]
     assert sids.shape == (ITEMS, variant.content + variant.creative)
     assert (sids < np.array(codes)).all()
     assert len(np.unique(sids, axis=0)) == ITEMS
@@ -68,3 +69,18 @@ def test_the_wider_lazy_decoder_takes_as_many_operations_as_the_full_one_and_a_l
     assert wide.model.config.ffn > full.model.config.ffn
     row = models.measure(problem, replace(models.VARIANTS[3], codes=4), 0)
     assert 0 <= row["recall_at_10"] <= row["recall_at_50"] <= 1
+
+
+def test_every_variant_of_the_context_or_of_what_is_taught_is_that_model_and_learns_from_that_input(problem: Problem) -> None:
+    long = next(variant for variant in models.VARIANTS if dict(variant.changes).get("long"))
+    small = (("d_model", 32), ("ffn", 32), ("context_hidden", 32), ("user_rows", 8), ("item_rows", 64), ("prefix_rows", 64), ("history", 0))
+    trial = models.Trial(problem, replace(long, codes=4, changes=(*small, *long.changes)), 0)
+    trial.learn()
+    assert trial.model.table_momenta()["count"].any()
+    taught, chance = (variant for variant in models.VARIANTS if dict(variant.changes).get("thinking"))
+    clusters = []
+    for variant in (taught, chance):
+        trial = models.Trial(problem, replace(variant, codes=8, changes=(*small, ("lazy_trunk", 1), ("thinking", 3))), 0)
+        assert trial.model.thinking is not None
+        clusters.append(trial.model.thinking.levels[0].cluster_of.tolist())
+    assert clusters[0] != clusters[1]

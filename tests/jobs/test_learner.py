@@ -11,6 +11,7 @@ import pytest
 from jobs import train_offline
 from jobs.learner import learner_config
 from jobs.settings import Settings, Trainer
+from jobs.train_input import Source
 from model.online.conversion import ConversionConfig
 from model.online.delay import MODES
 from model.online.step import LearnerConfig
@@ -60,7 +61,7 @@ def test_what_is_worth_learning_is_as_the_settings_say() -> None:
 def test_training_with_a_mode_reports_conversions_by_their_final_labels(mode: str) -> None:
     asked = settings(delayed_feedback=mode, pending_conversions=500)
     assert learner_config(asked).conversion == ConversionConfig(mode, 2_000, 500)
-    learner, seconds = train_offline.learn(asked, small_bundle(), samples(60))
+    learner, seconds = train_offline.learn(asked, small_bundle(), Source.of(samples(60)))
     kept = learner.metrics.open.predictions["conversion"]
     assert len(kept["outcome"]) >= 30
     assert sum(kept["outcome"]) == pytest.approx(len(kept["outcome"]) / 4, abs=1)

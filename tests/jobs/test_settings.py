@@ -41,6 +41,8 @@ def test_a_key_overrides_its_default_and_leaves_its_neighbours(tmp_path: Path) -
         ("samples: {label_window_s: -3}", "samples.label_window_s:"),
         ("http: {port: 70000}", "http.port:"),
         ("model: {preset: huge}", "model.preset:"),
+        ("model: {options: {long: many}}", "model.options.long"),
+        ("model: {options: {mtp: .inf}}", "model.options.mtp"),
         ("- a\n- b", "expected keys and values"),
         ("a: [", "not YAML"),
     ],
