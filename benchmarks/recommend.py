@@ -21,8 +21,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -140,15 +140,18 @@ class Service:
         rungs: Sequence[Widths],
         settings: Serves,
         folder: Path,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.codebook = codebook
         self.metrics, popularity = Metrics(), Popularity()
         slot = ModelSlot(lambda: "v00000001", lambda version: Serving(policy, self.codebook), widest=settings.beam_width)
         slot.refresh()
         self.engine = Engine(slot, history, cache, popularity, self.metrics)
-        self.agreement = Agreement(rungs, least=settings.least_agreement, share=settings.shadow_share, recent=lambda: self.engine.recent)
-        self.widths = WidthPolicy(rungs, self.agreement.allowed, settings.max_batch)
-        self.batcher: Batcher[Ask, Answered] = Batcher(self.engine.answer, widths=self.widths, spare=self.agreement.step)
+        self.agreement = Agreement(
+            rungs, least=settings.least_agreement, share=settings.shadow_share, recent=lambda: self.engine.recent, clock=clock
+        )
+        self.widths = WidthPolicy(rungs, self.agreement.verdicts, settings.max_batch)
+        self.batcher: Batcher[Ask, Answered] = Batcher(self.engine.answer, widths=self.widths, spare=self.agreement.step, clock=clock)
         log = EventLog(Discarding(), Discarding(), self.metrics)
         recommender = Recommender(
             self.batcher,
@@ -164,10 +167,10 @@ class Service:
         cards = Cards(self.codebook, built.catalogue)
         self.app = create(Parts(recommender, log, history, lambda: cards, stats, self.metrics, folder))
 
-    def searched(self) -> dict[str, int]:
+    def searched(self) -> Counter[str]:
         """Requests searched for, so far, by widths."""
         count = self.metrics.registry.get_sample_value
-        return {widths: int(count("sidstream_searches_total", {"widths": widths}) or 0) for widths in map(name, self.widths.rungs)}
+        return Counter({widths: int(count("sidstream_searches_total", {"widths": widths}) or 0) for widths in map(name, self.widths.rungs)})
 
 
 def check(ours: GrmPolicy, naive: GrmPolicy, history: Histories) -> None:
@@ -213,9 +216,8 @@ def time_engine(engine: Engine, naive: Engine, rounds: int) -> list[dict[str, An
     return table
 
 
-@contextmanager
-def running(service: Service) -> Iterator[str]:
-    """Serve over HTTP; gives the URL."""
+def time_load(service: Service, rates: Sequence[float], seconds: float) -> list[dict[str, Any]]:
+    """What a client sees at each rate, and how its requests were searched."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(service.app, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -223,20 +225,17 @@ def running(service: Service) -> Iterator[str]:
     service.batcher.start()
     gc.collect()
     gc.freeze()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        service.batcher.stop()
-
-
-def load(service: Service, url: str, rate: float, seconds: float) -> dict[str, Any]:
-    """What a client sees at a rate, and how its requests were searched."""
-    before = service.searched()
-    command = [sys.executable, "-m", "benchmarks.open_load", url, "--rate", str(rate), "--seconds", str(seconds)]
-    result = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
-    return {**result, "searched": {widths: count - before[widths] for widths, count in service.searched().items()}}
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    table = []
+    for rate in rates:
+        before = service.searched()
+        command = [sys.executable, "-m", "benchmarks.open_load", url, "--rate", str(rate), "--seconds", str(seconds)]
+        result = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
+        table.append({**result, "searched": dict(service.searched() - before)})
+    server.should_exit = True
+    thread.join()
+    service.batcher.stop()
+    return table
 
 
 def main() -> None:
@@ -267,10 +266,8 @@ def main() -> None:
         for line in by_width:
             print(f"{line['width']:>6}{line['rows']:>6}{line['median_ms']:>9}{line['naive_ms']:>9}{line['one_by_one_over_batch']:>9}")
         rates = [float(rate) for rate in given.rates.split(",")]
-        with running(ours) as address:
-            by_rate = [load(ours, address, rate, given.seconds) for rate in rates]
-        with running(naive) as address:
-            by_rate_naive = [load(naive, address, rate, given.seconds) for rate in rates]
+        by_rate = time_load(ours, rates, given.seconds)
+        by_rate_naive = time_load(naive, rates, given.seconds)
         print(f"{'search':>6}{'rate':>6}{'p50':>9}{'p95':>9}{'p99':>9}{'degraded':>10}")
         for name, lines in (("ours", by_rate), ("naive", by_rate_naive)):
             for line in lines:

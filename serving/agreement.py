@@ -17,7 +17,7 @@ import numpy as np
 
 from serving.cache import Codes
 from serving.model import Person, Serving
-from serving.widths import Widths
+from serving.widths import Verdict, Widths
 
 log = logging.getLogger(f"sidstream.{__name__}")
 
@@ -39,7 +39,7 @@ class Evidence:
 
 
 class Agreement:
-    """Evidence for each rung, gathered by `step`, and which rungs it allows.
+    """Evidence for each rung, gathered by `step`, and the verdict on it.
 
     A new version of the model leaves what is known of its predecessor the weight of `ENOUGH` people: versions follow each other every
     few seconds and differ by as much learning, so a reset would leave nothing known for ever, but what the new one does soon counts more.
@@ -71,12 +71,12 @@ class Agreement:
         self._searches: Generator[None] | None = None
         self.evidence = [Evidence(1.0, WINDOW), *(Evidence() for _ in rungs[1:])]
 
-    def allowed(self) -> list[bool]:
-        """By rung; the full search always is."""
+    def verdicts(self) -> list[Verdict]:
+        """By rung; the full search is always allowed."""
         recent = self._recent()
         if recent is not None:
             self._follow(recent[0])
-        return [one.samples >= ENOUGH and one.mean >= self._least for one in self.evidence]
+        return [self._verdict(one) for one in self.evidence]
 
     def step(self) -> bool:
         """Do one search, if it is time for one; answers whether there may be more to do now. Never raises."""
@@ -97,6 +97,11 @@ class Agreement:
         if self._share:
             self._due_s += (self._clock() - began_s) / self._share
         return self._searches is not None
+
+    def _verdict(self, known: Evidence) -> Verdict:
+        if known.samples < ENOUGH:
+            return Verdict.UNKNOWN
+        return Verdict.ALLOWED if known.mean >= self._least else Verdict.REFUSED
 
     def _measure(self, serving: Serving, person: Person) -> Generator[None]:
         """A step for each rung; counts nothing where the search finds nothing."""

@@ -57,7 +57,7 @@ class _Waiting(Generic[Ask, Answer]):
 
 
 class Batcher(Generic[Ask, Answer]):
-    """One worker thread that answers requests in batches. Times are `time.monotonic()` seconds.
+    """One worker thread that answers requests in batches. Times are seconds of `clock`.
 
     Args:
         answer: (asks, widths) -> as many answers. If it raises, all requests of the batch get the exception.
@@ -71,10 +71,12 @@ class Batcher(Generic[Ask, Answer]):
         *,
         widths: WidthPolicy,
         spare: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._answer = answer
         self._widths = widths
         self._spare = spare
+        self._clock = clock
         self._queue: deque[_Waiting[Ask, Answer]] = deque()
         self._wake = threading.Condition()
         self._stopping = False
@@ -106,6 +108,15 @@ class Batcher(Generic[Ask, Answer]):
         if self._thread.is_alive():
             self._thread.join()
 
+    def turn(self) -> bool:
+        """What the worker does over and over: answer a batch, or, where nobody waits, what is spare. Answers whether there may be more."""
+        with self._wake:
+            batch = self._take() if self._queue else []
+        if not batch:
+            return self._spare()
+        self._run(batch)
+        return True
+
     def _work(self) -> None:
         more_to_do = False
         while True:
@@ -114,14 +125,11 @@ class Batcher(Generic[Ask, Answer]):
                     self._wake.wait()
                 if self._stopping and not self._queue:
                     return
-                batch = self._take() if self._queue else []
-            if batch:
-                self._run(batch)
-            more_to_do = bool(batch) or self._spare()
+            more_to_do = self.turn()
 
     def _take(self) -> list[_Waiting[Ask, Answer]]:
         """The next batch; requests without time for any answer are told so at once, those without room wait on. Called with the lock."""
-        now = time.monotonic()
+        now = self._clock()
         quickest_s = self._widths.quickest_s(1)
         waiting = sorted(self._queue, key=lambda one: -one.deadline_s)
         rows = rows_in_time([one.deadline_s - now for one in waiting], self._widths.max_batch, self._widths.quickest_s)
@@ -135,7 +143,7 @@ class Batcher(Generic[Ask, Answer]):
         return batch
 
     def _run(self, batch: list[_Waiting[Ask, Answer]]) -> None:
-        started = time.monotonic()
+        started = self._clock()
         live = []
         for waiting in batch:
             if waiting.deadline_s <= started:
@@ -152,6 +160,6 @@ class Batcher(Generic[Ask, Answer]):
                 waiting.future.set_exception(error)
             return
         self.last_rows = len(live)
-        self._widths.costs.learn(rung, len(live), time.monotonic() - started)
+        self._widths.costs.learn(rung, len(live), self._clock() - started)
         for waiting, answer in zip(live, answers, strict=True):
             waiting.future.set_result(answer)

@@ -13,7 +13,7 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from serving.agreement import Agreement
-from serving.widths import WidthPolicy, name
+from serving.widths import Verdict, WidthPolicy, name
 
 BUCKETS: Final = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
 SECONDS_KEPT: Final = 900
@@ -71,7 +71,7 @@ class Metrics:
         facts: dict[str, tuple[str, Callable[[int], float]]] = {
             "agreement": ("Share of the full search's best results that a search finds", lambda rung: agreement.evidence[rung].mean),
             "samples": ("People whom that share is over", lambda rung: agreement.evidence[rung].samples),
-            "allowed": ("Whether it may be used without an answer being degraded otherwise", lambda rung: agreement.allowed()[rung]),
+            "allowed": ("Whether that is enough to use it", lambda rung: agreement.verdicts()[rung] is Verdict.ALLOWED),
             "milliseconds": ("Estimated time of a request that is answered alone", lambda rung: 1000 * policy.costs(rung, 1)),
         }
         for fact, (meaning, of) in facts.items():

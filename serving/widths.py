@@ -8,6 +8,7 @@ is learnt from the batches that are answered, and which rungs may be used is for
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from enum import Enum
 from typing import Final
 
 Widths = tuple[int, int, int, int]
@@ -18,6 +19,14 @@ SHARE_OF_SLACK: Final = 0.5  # of the time that is left, what a batch may plan t
 MOST_OF_SLACK: Final = 0.75  # what it may plan to use before its answers count as late
 FIRST_GUESS_S: Final = (0.010, 0.0002)  # of a batch, and of a beam in it: only until batches were timed
 PACE, SHAPE = 0.1, 0.02  # how far one batch moves the pace of the machine, and its own estimate beside the others
+
+
+class Verdict(Enum):
+    """What the gate of quality says of a rung."""
+
+    ALLOWED = "it keeps enough of the full search's results"
+    UNKNOWN = "too little is known of it: better than a degraded answer"
+    REFUSED = "it keeps too little"
 
 
 def ladder(widest: int) -> list[Widths]:
@@ -78,25 +87,29 @@ def _size(rows: int) -> int:
     return (rows - 1).bit_length()
 
 
-def choose(costs_s: Sequence[float], allowed: Sequence[bool], slack_s: float) -> int:
+def choose(costs_s: Sequence[float], verdicts: Sequence[Verdict], slack_s: float) -> int:
     """The widest allowed rung that fits well into the time, else the narrowest allowed one if it fits at all.
 
-    Where not even that one does, the answers would be degraded: only then the widest rung that fits is taken, allowed or not, and the
-    narrowest one where none does. With less time or higher costs the rung is never a wider one.
+    Where not even that one does, the answers would be degraded: only then one of which too little is known is taken, the widest that
+    fits, and where none does the narrowest that is not refused. With less time or higher costs the rung is never a wider one.
 
     Args:
         costs_s: estimated seconds by rung, none more than those before it.
-        allowed: by rung; the first, the full search, always is.
+        verdicts: by rung; the first, the full search, is always allowed.
         slack_s: seconds until the earliest deadline.
     """
-    good = [rung for rung, fine in enumerate(allowed) if fine]
-    for rung in good:
+    allowed = [rung for rung, verdict in enumerate(verdicts) if verdict is Verdict.ALLOWED]
+    for rung in allowed:
         if costs_s[rung] <= slack_s * SHARE_OF_SLACK:
             return rung
     most_s = slack_s * MOST_OF_SLACK
-    if costs_s[good[-1]] <= most_s:
-        return good[-1]
-    return next((rung for rung, cost_s in enumerate(costs_s) if cost_s <= most_s), len(costs_s) - 1)
+    if costs_s[allowed[-1]] <= most_s:
+        return allowed[-1]
+    return next((rung for rung in _usable(verdicts) if costs_s[rung] <= most_s), _usable(verdicts)[-1])
+
+
+def _usable(verdicts: Sequence[Verdict]) -> list[int]:
+    return [rung for rung, verdict in enumerate(verdicts) if verdict is not Verdict.REFUSED]
 
 
 class WidthPolicy:
@@ -104,22 +117,22 @@ class WidthPolicy:
 
     Args:
         rungs: from the full search down.
-        allowed: which of them keep enough of the full search's results, now.
+        verdicts: on each of them, now.
         max_batch: rows at a time.
     """
 
-    def __init__(self, rungs: Sequence[Widths], allowed: Callable[[], Sequence[bool]], max_batch: int) -> None:
+    def __init__(self, rungs: Sequence[Widths], verdicts: Callable[[], Sequence[Verdict]], max_batch: int) -> None:
         self.rungs = list(rungs)
         self.max_batch = max_batch
         self.costs = Costs(rungs, max_batch)
-        self._allowed = allowed
+        self._verdicts = verdicts
 
     def quickest_s(self, rows: int) -> float:
         """Seconds that so many requests take at least."""
-        return self.costs(len(self.rungs) - 1, rows)
+        return self.costs(_usable(self._verdicts())[-1], rows)
 
     def rung(self, rows: int, waiting: int, slack_s: float) -> int:
         """For a batch of `rows` whose earliest deadline is in `slack_s`, while `waiting` others want to be answered after it."""
         most = self.max_batch
         costs = [self.costs(rung, rows) + waiting * self.costs(rung, most) / most for rung in range(len(self.rungs))]
-        return choose(costs, self._allowed(), slack_s)
+        return choose(costs, self._verdicts(), slack_s)

@@ -8,12 +8,13 @@ import pytest
 from serving.agreement import ENOUGH, WINDOW, Agreement
 from serving.candidates import Shelf
 from serving.model import Codebook, Person, Serving
-from serving.widths import Widths, uniform
+from serving.widths import Verdict, Widths, uniform
 from streaming.records import Context
 from tests.serving.fakes import CODES, place
 
 RUNGS: list[Widths] = [uniform(16), (8, 8, 8, 16), (4, 4, 4, 16)]
 SEARCH_S = 0.010
+ALLOWED, UNKNOWN, REFUSED = Verdict
 
 
 class Model:
@@ -76,22 +77,22 @@ def test_each_rung_is_compared_with_the_full_search_of_the_same_person():
     assert bench.samples == [2, 2]
 
 
-def test_a_rung_is_allowed_once_enough_people_were_measured_and_it_finds_enough():
+def test_a_rung_is_unknown_until_enough_people_were_measured_and_then_allowed_if_it_finds_enough():
     bench = Bench(Model(eight=0.9, four=0.8))
-    assert bench.gate.allowed() == [True, False, False]
+    assert bench.gate.verdicts() == [ALLOWED, UNKNOWN, UNKNOWN]
     bench.measure(ENOUGH - 1)
-    assert bench.gate.allowed() == [True, False, False]
+    assert bench.gate.verdicts() == [ALLOWED, UNKNOWN, UNKNOWN]
     bench.measure(1)
-    assert bench.gate.allowed() == [True, True, False]
+    assert bench.gate.verdicts() == [ALLOWED, ALLOWED, REFUSED]
 
 
-def test_a_rung_that_finds_less_than_it_did_is_forbidden_again():
+def test_a_rung_that_finds_less_than_it_did_is_refused():
     bench = Bench(Model())
     bench.measure(WINDOW)
-    assert bench.gate.allowed() == [True, True, True]
+    assert bench.gate.verdicts() == [ALLOWED, ALLOWED, ALLOWED]
     bench.model.finds[RUNGS[2]] = 0.5
     bench.measure(2 * WINDOW)
-    assert bench.gate.allowed() == [True, True, False]
+    assert bench.gate.verdicts() == [ALLOWED, ALLOWED, REFUSED]
     assert bench.samples == [WINDOW, WINDOW]
 
 
@@ -99,17 +100,17 @@ def test_a_new_version_keeps_the_evidence_with_less_weight():
     bench = Bench(Model())
     bench.measure(WINDOW)
     bench.publish(Model("v2", four=0.5))
-    assert bench.gate.allowed() == [True, True, True]
+    assert bench.gate.verdicts() == [ALLOWED, ALLOWED, ALLOWED]
     assert bench.samples == [ENOUGH, ENOUGH]
     bench.measure(6)
-    assert bench.gate.allowed() == [True, True, False]
+    assert bench.gate.verdicts() == [ALLOWED, ALLOWED, REFUSED]
 
 
 def test_another_bundle_starts_over_before_its_first_measurement():
     bench = Bench(Model())
     bench.measure(WINDOW)
     bench.bundle = "sid-2"
-    assert bench.gate.allowed() == [True, False, False]
+    assert bench.gate.verdicts() == [ALLOWED, UNKNOWN, UNKNOWN]
     assert bench.samples == [0, 0]
 
 

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.widths import NARROWEST, Costs, WidthPolicy, choose, ladder, per_level
+from serving.widths import NARROWEST, Costs, Verdict, WidthPolicy, choose, ladder, per_level
 
+ALLOWED, UNKNOWN, REFUSED = Verdict
 seconds = st.floats(0, 2)
 costs_by_rung = st.lists(st.floats(1e-3, 1), min_size=1, max_size=6).map(lambda costs: sorted(costs, reverse=True))
 
@@ -36,28 +37,34 @@ def test_models_of_any_number_of_levels_have_the_results_of_the_last_width():
 
 def test_with_time_the_full_search_is_made_and_with_less_the_widest_allowed_one_that_fits_well():
     costs = [0.08, 0.06, 0.04, 0.02]
-    assert choose(costs, [True] * 4, 0.2) == 0
-    assert choose(costs, [True] * 4, 0.1) == 2
-    assert choose(costs, [True, False, False, True], 0.1) == 3
+    assert choose(costs, [ALLOWED] * 4, 0.2) == 0
+    assert choose(costs, [ALLOWED] * 4, 0.1) == 2
+    assert choose(costs, [ALLOWED, UNKNOWN, REFUSED, ALLOWED], 0.1) == 3
 
 
-def test_what_is_not_allowed_is_used_only_where_the_answer_would_be_degraded():
+def test_what_is_unknown_is_used_only_where_the_answer_would_be_degraded():
     costs = [0.08, 0.06, 0.04, 0.02]
-    assert choose(costs, [True, True, False, False], 0.081) == 1
-    assert choose(costs, [True, True, False, False], 0.079) == 2
-    assert choose(costs, [True, False, False, False], 0.079) == 2
+    assert choose(costs, [ALLOWED, ALLOWED, UNKNOWN, UNKNOWN], 0.081) == 1
+    assert choose(costs, [ALLOWED, ALLOWED, UNKNOWN, UNKNOWN], 0.079) == 2
+    assert choose(costs, [ALLOWED, UNKNOWN, UNKNOWN, UNKNOWN], 0.079) == 2
+
+
+@pytest.mark.parametrize("slack_s", [-1.0, 0.0, 0.05, 0.09, 0.2])
+def test_what_is_refused_is_never_used(slack_s):
+    assert choose([0.08, 0.06, 0.04, 0.02], [ALLOWED, REFUSED, REFUSED, REFUSED], slack_s) == 0
+    assert choose([0.08, 0.06, 0.04, 0.02], [ALLOWED, REFUSED, UNKNOWN, REFUSED], slack_s) in (0, 2)
 
 
 def test_without_any_time_the_narrowest_search_is_made():
-    assert choose([0.08, 0.06], [True, True], -1.0) == 1
+    assert choose([0.08, 0.06], [ALLOWED, ALLOWED], -1.0) == 1
 
 
 @given(costs_by_rung, st.data(), seconds, seconds, st.floats(1, 3))
 def test_less_time_or_a_slower_machine_never_gives_a_wider_rung(costs, data, one_s, other_s, slower):
-    allowed = [True, *data.draw(st.lists(st.booleans(), min_size=len(costs) - 1, max_size=len(costs) - 1))]
+    verdicts = [ALLOWED, *data.draw(st.lists(st.sampled_from(Verdict), min_size=len(costs) - 1, max_size=len(costs) - 1))]
     less, more = sorted((one_s, other_s))
-    assert 0 <= choose(costs, allowed, more) <= choose(costs, allowed, less) < len(costs)
-    assert choose(costs, allowed, more) <= choose([cost * slower for cost in costs], allowed, more)
+    assert 0 <= choose(costs, verdicts, more) <= choose(costs, verdicts, less) < len(costs)
+    assert choose(costs, verdicts, more) <= choose([cost * slower for cost in costs], verdicts, more)
 
 
 batches = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 16), st.floats(1e-3, 1)), max_size=60)
@@ -65,7 +72,7 @@ batches = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 16), st.floats(1e
 
 @given(batches, st.integers(1, 15), st.integers(0, 100), st.integers(0, 100), seconds)
 def test_more_load_never_gives_a_wider_rung_whatever_was_measured(learnt, rows, waiting, more_waiting, slack_s):
-    policy = WidthPolicy(ladder(32), lambda: [True, False, True, True, False], max_batch=16)
+    policy = WidthPolicy(ladder(32), lambda: [ALLOWED, UNKNOWN, ALLOWED, REFUSED, UNKNOWN], max_batch=16)
     for rung, size, took_s in learnt:
         policy.costs.learn(rung, size, took_s)
     here = policy.rung(rows, waiting, slack_s)
@@ -74,9 +81,17 @@ def test_more_load_never_gives_a_wider_rung_whatever_was_measured(learnt, rows, 
 
 
 def test_those_who_wait_behind_a_batch_make_it_narrower():
-    policy = WidthPolicy(ladder(32), lambda: [True] * 5, max_batch=16)
+    policy = WidthPolicy(ladder(32), lambda: [ALLOWED] * 5, max_batch=16)
     assert policy.rung(1, 0, 0.15) == 0
     assert policy.rung(1, 40, 0.15) > 0
+
+
+def test_a_batch_is_as_large_as_the_narrowest_usable_rung_can_answer_in_time():
+    verdicts = [ALLOWED, UNKNOWN, REFUSED]
+    policy = WidthPolicy(ladder(16), lambda: verdicts, max_batch=16)
+    assert policy.quickest_s(8) == policy.costs(1, 8) > policy.costs(2, 8)
+    verdicts[2] = UNKNOWN
+    assert policy.quickest_s(8) == policy.costs(2, 8)
 
 
 @given(batches)
