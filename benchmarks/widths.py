@@ -6,11 +6,11 @@ The laptop model learns the log's first positively watched videos once. Then peo
 history of one of the next impressions, moved to now; features, search, SID cache and neighbours are the server's own, HTTP and Kafka are
 left out. Time is the processor time of the one thread that answers, and idle time is skipped: so a run means the same on a busy machine.
 
-First quietly, while the server measures in its idle moments what each rung of the ladder finds of the full search's best; beside it the
-same load without that measuring. Then, at each load, a server that always searches at full width, one whose gate knows what was measured,
-and one whose gate lets every rung pass. A load of 1 is as many requests a second as are answered in full batches of full width, timed in
-the same run. An answer after the deadline is a degraded one. `kept` is the share of the full search's best results that people got: by
-measured agreement of what was searched for them, nothing for a degraded answer. No model is published meanwhile.
+First quietly, while the server measures in its idle moments what each rung of the ladder finds of the full search's best. Then, at each
+load, a server that always searches at full width, one whose gate knows what was measured, and one whose gate lets every rung pass. A load
+of 1 is as many requests a second as are answered in full batches of full width, timed in the same run. An answer after the deadline is a
+degraded one. `kept` is the share of the full search's best results that people got: by measured agreement of what was searched for them,
+nothing for a degraded answer. No model is published meanwhile.
 """
 
 from __future__ import annotations
@@ -193,7 +193,7 @@ def main() -> None:
         gc.collect()
         gc.freeze()
         measuring, full = service(rungs), service(rungs[:1])
-        quiet = [{"side": which, **load(side, 1.0, given.quiet)} for which, side in (("measuring", measuring), ("full", full))]
+        quiet = {"load": "quiet", "side": "measuring", **load(measuring, 1.0, given.quiet)}
         full_rate = capacity(full, settings.max_batch)
         sides = {"full": full, "gated": service(rungs), "free": service(rungs, least_agreement=0.0)}
         for side in sides.values():
@@ -212,9 +212,9 @@ def main() -> None:
     for line in by_rung:
         print(f"{line['widths']:>12} finds {line['agreement']} of {line['samples']} people's best {BEST}: {line['verdict']}")
     print(f"{'load':>5}{'side':>10}{'rate':>7}{'p50':>7}{'p99':>7}{'degraded':>12}{'kept':>8}  searched")
-    for line in [*quiet, *by_load]:
+    for line in [quiet, *by_load]:
         numbers = f"{line['rate']:>7}{line['p50_ms']:>7}{line['p99_ms']:>7}{line['degraded']:>7}/{line['requests']:<4}{line['kept']:>8}"
-        print(f"{line.get('load', ''):>5}{line['side']:>10}{numbers}  {line['searched']}")
+        print(f"{line['load']:>5}{line['side']:>10}{numbers}  {line['searched']}")
     facts = {"targets": given.targets, "items": len(built.item_ids), "settings": settings.model_dump(), "full_rate": round(full_rate, 1)}
     result = {**facts, "by_rung": by_rung, "quiet": quiet, "by_load": by_load}
     print(provenance.write("widths", result, ("torch", "torchrec", "redis"), given.out))
