@@ -17,7 +17,11 @@ Widths = tuple[int, int, int, int]
 NARROWEST: Final = 8
 SHARE_OF_SLACK: Final = 0.5  # of the time that is left, what a batch may plan to use: the rest is for being wrong
 MOST_OF_SLACK: Final = 0.75  # what it may plan to use before its answers count as late
-FIRST_GUESS_S: Final = (0.010, 0.0002)  # of a batch, and of a beam in it: only until batches were timed
+FIRST_GUESS_S: Final = (
+    0.012,
+    0.0007,
+    0.0001,
+)  # of a batch, of a row and of a row's beam: the laptop model on a CPU, until batches were timed
 PACE, SHAPE = 0.1, 0.02  # how far one batch moves the pace of the machine, and its own estimate beside the others
 
 
@@ -65,10 +69,10 @@ class Costs:
     """
 
     def __init__(self, rungs: Sequence[Widths], max_batch: int) -> None:
-        fixed_s, per_beam_s = FIRST_GUESS_S
-        beams = [sum(widths[:3]) / 3 for widths in rungs]
+        batch_s, row_s, beam_s = FIRST_GUESS_S
+        rows_s = [row_s + beam_s * sum(widths[:3]) / 3 for widths in rungs]
         self._pace = 1.0
-        self._shape = [[fixed_s + per_beam_s * width * 2**size for size in range(_size(max_batch) + 1)] for width in beams]
+        self._shape = [[batch_s + one_s * 2**size for size in range(_size(max_batch) + 1)] for one_s in rows_s]
 
     def __call__(self, rung: int, rows: int) -> float:
         """Never less than for a narrower rung or fewer rows, whatever noise was measured."""
