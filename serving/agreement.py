@@ -94,8 +94,7 @@ class Agreement:
         except Exception as error:  # people whom this version fails are counted where they are answered
             self._searches = None
             log.warning("event=shadow_search_failed error=%r", f"{type(error).__name__}: {error}")
-        if self._share:
-            self._due_s += (self._clock() - began_s) / self._share
+        self._due_s += (self._clock() - began_s) / self._share
         return self._searches is not None
 
     def _verdict(self, known: Evidence) -> Verdict:
