@@ -21,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,20 +35,21 @@ from torch import Tensor
 from benchmarks import provenance
 from benchmarks.kernels import eager
 from benchmarks.local_redis import running_redis
-from jobs.settings import Settings
+from jobs.settings import Serving as Serves
 from kernels.trie import Trie
 from model.grm import Grm
 from model.grm.beam import Beams
 from model.grm.inputs import GrmBatch, Vocabulary
 from model.grm.presets import preset
 from model.sid import bundle
+from serving.agreement import Agreement
 from serving.app import Parts, create
 from serving.batching import Batcher
 from serving.cache import SidCache
 from serving.candidates import Shelf
 from serving.cards import Cards
 from serving.degrade import Popularity
-from serving.engine import Answered, Ask, Engine
+from serving.engine import Answered, Ask, Engine, History
 from serving.events import EventLog
 from serving.library import places
 from serving.live import LiveView
@@ -56,6 +58,7 @@ from serving.model import Codebook, ModelSlot, Person, Serving
 from serving.policy import GrmPolicy
 from serving.service import Recommender
 from serving.stats import Stats
+from serving.widths import WidthPolicy, Widths, ladder, name, uniform
 from streaming.records import Context, HistoryEntry
 from streaming.sources.simulator import World
 
@@ -128,17 +131,27 @@ class Service:
     """The serving process without Kafka."""
 
     def __init__(
-        self, cache: SidCache, codebook: Codebook, policy: GrmPolicy, built: bundle.Bundle, settings: Settings, folder: Path
+        self,
+        cache: SidCache,
+        codebook: Codebook,
+        policy: GrmPolicy,
+        built: bundle.Bundle,
+        history: History,
+        rungs: Sequence[Widths],
+        settings: Serves,
+        folder: Path,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.codebook = codebook
         self.metrics, popularity = Metrics(), Popularity()
-        slot = ModelSlot(lambda: "v00000001", lambda version: Serving(policy, self.codebook), widest=settings.serving.beam_width)
+        slot = ModelSlot(lambda: "v00000001", lambda version: Serving(policy, self.codebook), widest=settings.beam_width)
         slot.refresh()
-        history = Histories(built.item_ids.tolist())
         self.engine = Engine(slot, history, cache, popularity, self.metrics)
-        self.batcher: Batcher[Ask, Answered] = Batcher(
-            self.engine.answer, widest=settings.serving.beam_width, max_batch=settings.serving.max_batch
+        self.agreement = Agreement(
+            rungs, least=settings.least_agreement, share=settings.shadow_share, recent=lambda: self.engine.recent, clock=clock
         )
+        self.widths = WidthPolicy(rungs, self.agreement.verdicts, settings.max_batch)
+        self.batcher: Batcher[Ask, Answered] = Batcher(self.engine.answer, widths=self.widths, spare=self.agreement.step, clock=clock)
         log = EventLog(Discarding(), Discarding(), self.metrics)
         recommender = Recommender(
             self.batcher,
@@ -146,13 +159,18 @@ class Service:
             popularity,
             log,
             self.metrics,
-            deadline_ms=settings.serving.deadline_ms,
+            deadline_ms=settings.deadline_ms,
             log_impressions=True,
         )
         live = LiveView(popularity, self.metrics, lambda video: None, lambda: None)
         stats = Stats(folder, self.metrics, live, slot, lambda: self.codebook, {}, time.time())
         cards = Cards(self.codebook, built.catalogue)
         self.app = create(Parts(recommender, log, history, lambda: cards, stats, self.metrics, folder))
+
+    def searched(self) -> Counter[str]:
+        """Requests searched for, so far, by widths."""
+        count = self.metrics.registry.get_sample_value
+        return Counter({widths: int(count("sidstream_searches_total", {"widths": widths}) or 0) for widths in map(name, self.widths.rungs)})
 
 
 def check(ours: GrmPolicy, naive: GrmPolicy, history: Histories) -> None:
@@ -163,9 +181,9 @@ def check(ours: GrmPolicy, naive: GrmPolicy, history: Histories) -> None:
     """
     now = time.time_ns() // 1_000_000
     people = [Person(user, now, Context(history=entries)) for user, entries in enumerate(history.histories(range(4)))]
-    best = ours.beam(people, 1)[0][:, 0].tolist()
+    best = ours.beam(people, uniform(1))[0][:, 0].tolist()
     people += [replace(person, avoid=(tuple(sid), tuple(sid[:2]))) for person, sid in zip(people, best, strict=True)]
-    found, expected = ours.beam(people, 32), naive.beam(people, 32)
+    found, expected = ours.beam(people, uniform(32)), naive.beam(people, uniform(32))
     assert np.array_equal(found[0], expected[0]) and np.allclose(found[1], expected[1], atol=1e-4), "the searches do not find the same"
 
 
@@ -181,7 +199,7 @@ def time_engine(engine: Engine, naive: Engine, rounds: int) -> list[dict[str, An
                 asks = [Ask(number * rows + row, "home", 10) for row in range(rows)]
                 for side, times in ((engine, taken), (naive, naively)):
                     began = time.perf_counter()
-                    side.answer(asks, width)
+                    side.answer(asks, uniform(width))
                     times.append((time.perf_counter() - began) * 1000)
             median, naive_median = statistics.median(taken[2:]), statistics.median(naively[2:])
             alone_ms = median if rows == 1 else alone_ms
@@ -199,7 +217,7 @@ def time_engine(engine: Engine, naive: Engine, rounds: int) -> list[dict[str, An
 
 
 def time_load(service: Service, rates: Sequence[float], seconds: float) -> list[dict[str, Any]]:
-    """What a client sees at each rate."""
+    """What a client sees at each rate, and how its requests were searched."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(service.app, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -210,9 +228,10 @@ def time_load(service: Service, rates: Sequence[float], seconds: float) -> list[
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     table = []
     for rate in rates:
+        before = service.searched()
         command = [sys.executable, "-m", "benchmarks.open_load", url, "--rate", str(rate), "--seconds", str(seconds)]
         result = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
-        table.append({**result, "beam_width_at_the_end": service.batcher.last_width})
+        table.append({**result, "searched": dict(service.searched() - before)})
     server.should_exit = True
     thread.join()
     service.batcher.stop()
@@ -229,7 +248,7 @@ def main() -> None:
     arguments.add_argument("--out", type=Path, help="result file; default benchmarks/results/recommend.json")
     given = arguments.parse_args()
     torch.set_num_threads(1)
-    settings = Settings()
+    settings = Serves()
     built = bundle.build(World(items=given.items, seed=1).catalogue(), codes=given.codes)
     with tempfile.TemporaryDirectory() as folder, running_redis(Path(folder)) as url:
         cache = SidCache(url)
@@ -237,8 +256,11 @@ def main() -> None:
         codebook = Codebook(built.version, built.content_levels, built.code_counts, Shelf(places(built), cache.videos(built.version)))
         grm, vocabulary = Grm(preset("laptop", built.code_counts)), Vocabulary.of_bundle(built)
         policies = [kind("v00000001", grm, vocabulary) for kind in (GrmPolicy, NaivePolicy)]
-        check(policies[0], policies[1], Histories(built.item_ids.tolist()))
-        ours, naive = (Service(cache, codebook, policy, built, settings, Path(folder)) for policy in policies)
+        history = Histories(built.item_ids.tolist())
+        check(policies[0], policies[1], history)
+        ours, naive = (
+            Service(cache, codebook, policy, built, history, ladder(settings.beam_width), settings, Path(folder)) for policy in policies
+        )
         by_width = time_engine(ours.engine, naive.engine, given.rounds)
         print(f"{given.items} items, median ms of a batch\n{'width':>6}{'rows':>6}{'ms':>9}{'naive':>9}{'batching':>9}")
         for line in by_width:
@@ -254,8 +276,8 @@ def main() -> None:
     facts = {
         "items": given.items,
         "codes": given.codes,
-        "deadline_ms": settings.serving.deadline_ms,
-        "beam_width": settings.serving.beam_width,
+        "deadline_ms": settings.deadline_ms,
+        "beam_width": settings.beam_width,
     }
     print(
         provenance.write(

@@ -27,6 +27,7 @@ from jobs.settings import ConfigError, Settings
 from model.online import publish
 from model.sid.bundle import Bundle, BundleError
 from model.store import ModelStore
+from serving.agreement import Agreement
 from serving.app import Parts, create
 from serving.batching import Batcher
 from serving.cache import CacheGone, SidCache
@@ -39,6 +40,7 @@ from serving.metrics import Metrics
 from serving.model import Codebook, ModelSlot, Swap
 from serving.service import Recommender
 from serving.stats import Stats
+from serving.widths import WidthPolicy, ladder
 from streaming.kafka import Client, consumer, producer
 
 log = logging.getLogger("sidstream.server")
@@ -69,9 +71,13 @@ class Server:
             lambda: publish.current_version(store), self.library.serving, widest=settings.serving.beam_width, on_swap=self._swapped
         )
         engine = Engine(self._slot, self._features, requested, self._popularity, self._metrics)
-        self._batcher: Batcher[Ask, Answered] = Batcher(
-            engine.answer, widest=settings.serving.beam_width, max_batch=settings.serving.max_batch
+        rungs = ladder(settings.serving.beam_width)
+        agreement = Agreement(
+            rungs, least=settings.serving.least_agreement, share=settings.serving.shadow_share, recent=lambda: engine.recent
         )
+        widths = WidthPolicy(rungs, agreement.verdicts, settings.serving.max_batch)
+        self._metrics.ladder(widths, agreement)
+        self._batcher: Batcher[Ask, Answered] = Batcher(engine.answer, widths=widths, spare=agreement.step)
         self._log = EventLog(
             producer(ends.kafka, message_timeout_ms=CONFIRMED_WITHIN_MS),
             producer(ends.kafka, message_timeout_ms=KEPT_FOR_MS),

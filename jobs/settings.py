@@ -121,7 +121,11 @@ class Publish(Part):
 
 
 class Serving(Part):
-    beam_width: int = Field(32, ge=1)
+    beam_width: int = Field(32, ge=1, description="of the full search; under load narrower ones take its place, down to 8")
+    least_agreement: float = Field(
+        0.9, ge=0, le=1, description="share of the full search's ten best that a narrower one has to find to be used"
+    )
+    shadow_share: float = Field(0.02, ge=0, lt=1, description="of the time, what measuring that may take; 0 = never measured")
     deadline_ms: int = Field(150, ge=1)
     max_batch: int = Field(16, ge=1)
     log_impressions: bool = Field(True, description="false in a replay, whose impressions come from the log")

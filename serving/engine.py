@@ -16,6 +16,7 @@ from serving.degrade import Popularity
 from serving.metrics import Metrics
 from serving.model import ModelSlot, Person, Serving
 from serving.recommend import Candidate, Feed, compose
+from serving.widths import Widths, name
 from streaming.records import Context, HistoryEntry
 
 log = logging.getLogger(f"sidstream.{__name__}")
@@ -79,8 +80,9 @@ class Engine:
         self._metrics = metrics
         self._chance = chance or random.Random()
         self._features_rest_until = 0.0
+        self.recent: tuple[Serving, Person] | None = None  # somebody of the last batch, and what searched for them
 
-    def answer(self, asks: Sequence[Ask], width: int) -> list[Answered]:
+    def answer(self, asks: Sequence[Ask], widths: Widths) -> list[Answered]:
         """Feeds for a batch.
 
         Raises:
@@ -102,11 +104,13 @@ class Engine:
             for ask, context, seen in zip(asks, contexts, known, strict=True)
         ]
         try:
-            sids, log_prob = serving.policy.beam(people, width)
+            sids, log_prob = serving.policy.beam(people, widths)
         except Exception as error:
             self._model.failed(serving, error)
             raise
         self._model.succeeded(serving)
+        self.recent = serving, people[0]
+        self._metrics.searches.labels(name(widths)).inc(len(people))
         searched = time.monotonic()
         beams = [_legal(row, scores) for row, scores in zip(sids, log_prob, strict=True)]
         distinct = list(dict.fromkeys(sid for beam in beams for sid, _ in beam))

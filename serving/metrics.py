@@ -5,11 +5,15 @@ from __future__ import annotations
 import threading
 from collections import Counter as Tally
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from serving.agreement import Agreement
+from serving.widths import Verdict, WidthPolicy, name
 
 BUCKETS: Final = (0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0)
 SECONDS_KEPT: Final = 900
@@ -44,7 +48,7 @@ class Metrics:
         self.impressions = Counter("sidstream_impressions", "Impressions by fate", ["outcome"], registry=self.registry)
         self.wanted = Counter("sidstream_generation_requests", "Requests for missing videos", ["reason"], registry=self.registry)
         self.queue = Gauge("sidstream_queue", "Requests that wait for the model", registry=self.registry)
-        self.beam_width = Gauge("sidstream_beam_width", "Beam width of the last batch", registry=self.registry)
+        self.searches = Counter("sidstream_searches", "Requests searched for, by widths per level", ["widths"], registry=self.registry)
         self.batch = Gauge("sidstream_batch_rows", "Requests in the last batch", registry=self.registry)
         self.videos = Gauge("sidstream_videos", "Videos that can be served", ["kind"], registry=self.registry)
         for case in ("exact_hit", "content_hit", "miss"):
@@ -61,6 +65,19 @@ class Metrics:
         self.latency.observe(took_ms / 1000)
         with self._lock:
             self._second(at_s).latencies_ms.append(took_ms)
+
+    def ladder(self, policy: WidthPolicy, agreement: Agreement) -> None:
+        """Show, from now on, what is known of every rung."""
+        facts: dict[str, tuple[str, Callable[[int], float]]] = {
+            "agreement": ("Share of the full search's best results that a search finds", lambda rung: agreement.evidence[rung].mean),
+            "samples": ("People whom that share is over", lambda rung: agreement.evidence[rung].samples),
+            "allowed": ("Whether that is enough to use it", lambda rung: agreement.verdicts()[rung] is Verdict.ALLOWED),
+            "milliseconds": ("Estimated time of a request that is answered alone", lambda rung: 1000 * policy.costs(rung, 1)),
+        }
+        for fact, (meaning, of) in facts.items():
+            gauge = Gauge(f"sidstream_search_{fact}", meaning, ["widths"], registry=self.registry)
+            for rung, widths in enumerate(policy.rungs):
+                gauge.labels(name(widths)).set_function(partial(of, rung))
 
     def serving(self, version: str, bundle: str) -> None:
         """The version that serves now."""

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from serving.cache import Codes
 from serving.candidates import Shelf
+from serving.widths import Widths, uniform
 from streaming.records import Context
 
 log = logging.getLogger(f"sidstream.{__name__}")
@@ -44,8 +45,8 @@ class Policy(Protocol):
 
     version: str
 
-    def beam(self, people: Sequence[Person], width: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """(SIDs int64[B, W, L], log-probabilities float32[B, W]), best first; −∞ where there is no further beam."""
+    def beam(self, people: Sequence[Person], widths: Widths) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """(SIDs int64[B, W, L], log-probabilities float32[B, W]), best first; −∞ where there is no further beam. W is the last width."""
 
     def learn(self, item_id: int, sid: Codes) -> None:
         """Know a new video, so that it means something in a history."""
@@ -95,7 +96,7 @@ def trial(serving: Serving, widest: int) -> None:
     people = [Person(0, 0, Context()), Person(1, 0, Context())]
     counts = np.asarray(serving.codebook.code_counts)
     for rows in (1, 2):
-        sids, log_prob = serving.policy.beam(people[:rows], widest)
+        sids, log_prob = serving.policy.beam(people[:rows], uniform(widest))
         if sids.ndim != 3 or sids.shape[0] != rows or sids.shape[2] != len(counts) or log_prob.shape != sids.shape[:2] or not sids.shape[1]:
             raise BadVersion(f"answers shapes {sids.shape} and {log_prob.shape} for {rows} rows of {len(counts)} levels")
         if np.isnan(log_prob).any() or not np.isfinite(log_prob[:, 0]).all():

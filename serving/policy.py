@@ -14,6 +14,7 @@ from model.grm.model import Grm
 from model.online.publish import restore
 from serving.cache import Codes
 from serving.model import Person
+from serving.widths import Widths, per_level
 
 
 class GrmPolicy:
@@ -27,12 +28,12 @@ class GrmPolicy:
         self._search = BeamGraph(grm) if graphed else grm.beam
         self._vocabulary = vocabulary
 
-    def beam(self, people: Sequence[Person], width: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    def beam(self, people: Sequence[Person], widths: Widths) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """(SIDs int64[B, W, L], log-probabilities float32[B, W]), best first; −∞ where there is no further beam."""
         with torch.no_grad():  # not inference mode: FBGEMM's CPU lookup is reached through autograd only
             batch = collate(people, self._vocabulary, self._grm.config).to(self._device)
             avoid = [prefixes.to(self._device) for prefixes in _by_length([person.avoid for person in people])]
-            beams = self._search(batch, [width] * self._grm.config.levels, avoid=avoid)
+            beams = self._search(batch, per_level(widths, self._grm.config.levels), avoid=avoid)
         return beams.sids.cpu().numpy(), beams.log_prob.cpu().numpy()
 
     def learn(self, item_id: int, sid: Codes) -> None:

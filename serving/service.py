@@ -244,7 +244,6 @@ class Recommender:
                 metrics.generated.inc()
         metrics.tick(now_s, **tally, generated=sum(slot.video.generated for slot in slots))
         metrics.queue.set(self._batcher.waiting())
-        metrics.beam_width.set(self._batcher.last_width)
         metrics.batch.set(self._batcher.last_rows)
 
 

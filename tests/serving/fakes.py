@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from serving.agreement import Agreement
 from serving.app import Parts
 from serving.batching import Batcher
 from serving.cache import CachedVideo, CacheGone, Codes, Lookup, catalogue_videos
@@ -24,6 +25,7 @@ from serving.metrics import Metrics
 from serving.model import Codebook, ModelSlot, Person, Serving
 from serving.service import Recommender
 from serving.stats import Stats
+from serving.widths import WidthPolicy, Widths, ladder
 from streaming.records import HistoryEntry
 
 CODES = (4, 4, 4, 4)
@@ -68,11 +70,11 @@ class FakePolicy:
         self.answers: Callable[[Person, int], tuple[list[Codes], list[float]]] = self._random
         self.learnt: dict[int, Codes] = {}
 
-    def beam(self, people: Sequence[Person], width: int) -> tuple[np.ndarray, np.ndarray]:
+    def beam(self, people: Sequence[Person], widths: Widths) -> tuple[np.ndarray, np.ndarray]:
         time.sleep(self.slow_s)
         if self.failure is not None:
             raise self.failure
-        rows = [self.answers(person, width) for person in people]
+        rows = [self.answers(person, widths[-1]) for person in people]
         return np.array([sids for sids, _ in rows], np.int64), np.array([scores for _, scores in rows], np.float32)
 
     def learn(self, item_id: int, sid: Codes) -> None:
@@ -161,7 +163,11 @@ class World:
         self.log = EventLog(self.confirmed, self.lasting, self.metrics)
         self.live = LiveView(self.popularity, self.metrics, lambda made: None, lambda: None)
         engine = Engine(self.slot, self.features, self.cache, self.popularity, self.metrics, random.Random(5))
-        self.batcher: Batcher[Ask, Answered] = Batcher(engine.answer, widest=16, max_batch=8)
+        rungs = ladder(16)
+        self.agreement = Agreement(rungs, least=0.9, share=0.1, recent=lambda: engine.recent)
+        widths = WidthPolicy(rungs, self.agreement.verdicts, max_batch=8)
+        self.metrics.ladder(widths, self.agreement)
+        self.batcher: Batcher[Ask, Answered] = Batcher(engine.answer, widths=widths, spare=self.agreement.step)
         self.recommender = Recommender(
             self.batcher,
             lambda: self.codebook,

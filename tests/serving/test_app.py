@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serving.agreement import Evidence
 from serving.app import BODY_BYTES, create
 from streaming import records, topics
 from streaming.records import HistoryEntry
@@ -393,6 +394,20 @@ def test_metrics_tell_requests_cases_and_degradations(http, world):
     assert 'sidstream_requests_total{path="other",status="404"} 1.0' in lines
     cases = sum(float(line.split()[-1]) for line in lines if line.startswith("sidstream_cases_total"))
     assert cases == 10
+
+
+def test_metrics_tell_of_every_rung_how_often_it_was_used_what_it_costs_and_keeps_and_whether_it_is_allowed(http, world):
+    for user in range(3):
+        ask(http, user_id=user)
+    world.batcher.stop()
+    world.agreement.evidence[1:] = [Evidence(0.75, 30), Evidence(0.95, 40)]
+    lines = http.get("/metrics").text.splitlines()
+    told = {line.split()[0]: float(line.split()[1]) for line in lines if line.startswith("sidstream_search")}
+    for widths, facts in {"16-16-16-16": (1.0, 100, 1), "8-12-16-16": (0.75, 30, 0), "8-8-8-16": (0.95, 40, 1)}.items():
+        for fact, value in zip(("agreement", "samples", "allowed"), facts, strict=True):
+            assert told[f'sidstream_search_{fact}{{widths="{widths}"}}'] == value
+        assert 0 < told[f'sidstream_search_milliseconds{{widths="{widths}"}}'] < 1_000
+    assert told['sidstream_searches_total{widths="16-16-16-16"}'] == 3
 
 
 def test_the_interface_describes_itself(http):

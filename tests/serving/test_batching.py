@@ -6,33 +6,22 @@ import threading
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from serving.batching import NARROWEST, Batcher, CostEstimate, Stopped, TooLate, beam_width, rows_in_time
+from serving.batching import Batcher, Stopped, TooLate, rows_in_time
+from serving.widths import Verdict, WidthPolicy, ladder, uniform
 
 
 def soon(seconds: float = 20.0) -> float:
     return time.monotonic() + seconds
 
 
-def test_the_beam_is_full_without_load_and_narrows_until_its_cost_fits():
-    def cost(rows: int, width: int) -> float:
-        return rows * width * 0.001
-
-    assert beam_width(64, 1, 0.2, cost) == 64
-    assert beam_width(64, 8, 0.2, cost) == 8
-    assert beam_width(64, 100, 0.001, cost) == NARROWEST
-
-
-@given(st.integers(NARROWEST, 512), st.integers(1, 64), st.floats(0, 2))
-def test_the_beam_never_gets_wider_by_more_load(widest, rows, slack_s):
-    cost = CostEstimate()
-    assert beam_width(widest, rows + 1, slack_s, cost) <= beam_width(widest, rows, slack_s, cost) <= widest
+def steady(max_batch: int) -> WidthPolicy:
+    """One width for every load."""
+    return WidthPolicy([uniform(16)], lambda: [Verdict.ALLOWED], max_batch)
 
 
 def test_a_batch_has_as_many_rows_as_can_be_answered_in_time_and_at_least_one():
-    def cost(rows: int, width: int) -> float:
+    def cost(rows: int) -> float:
         return 0.010 * rows
 
     assert rows_in_time([0.1, 0.1, 0.1], 16, cost) == 3
@@ -42,11 +31,11 @@ def test_a_batch_has_as_many_rows_as_can_be_answered_in_time_and_at_least_one():
 
 
 def test_under_overload_the_newest_requests_are_answered_and_the_oldest_are_told_at_once():
-    def answer(asks, width):
+    def answer(asks, widths):
         time.sleep(0.02)
         return list(asks)
 
-    batcher = Batcher(answer, widest=16, max_batch=4)
+    batcher = Batcher(answer, widths=steady(4))
     batcher.start()
     for _ in range(40):  # learn what a batch costs
         batcher.submit(0, soon()).result(10)
@@ -57,24 +46,17 @@ def test_under_overload_the_newest_requests_are_answered_and_the_oldest_are_told
     assert futures[-1].exception() is None
 
 
-def test_the_cost_estimate_follows_what_batches_take():
-    cost = CostEstimate()
-    for _ in range(200):
-        cost.learn(4, 32, 0.080)
-    assert cost(4, 32) == pytest.approx(0.080, rel=0.05)
-
-
 def test_requests_that_come_while_the_model_is_busy_share_the_next_batch():
     entered, go = threading.Event(), threading.Event()
     sizes = []
 
-    def answer(asks, width):
+    def answer(asks, widths):
         sizes.append(len(asks))
         entered.set()
         go.wait(10)
         return [ask * 10 for ask in asks]
 
-    batcher = Batcher(answer, widest=16, max_batch=3)
+    batcher = Batcher(answer, widths=steady(3))
     batcher.start()
     first = batcher.submit(1, soon())
     assert entered.wait(10)
@@ -88,11 +70,11 @@ def test_requests_that_come_while_the_model_is_busy_share_the_next_batch():
 def test_a_request_whose_deadline_has_passed_costs_the_model_nothing():
     asked: list[str] = []
 
-    def answer(asks, width):
+    def answer(asks, widths):
         asked.extend(asks)
         return asks
 
-    batcher: Batcher[str, str] = Batcher(answer, widest=16, max_batch=8)
+    batcher: Batcher[str, str] = Batcher(answer, widths=steady(8))
     late = batcher.submit("late", time.monotonic() - 1)
     good = batcher.submit("good", soon())
     batcher.start()
@@ -104,12 +86,12 @@ def test_a_request_whose_deadline_has_passed_costs_the_model_nothing():
 
 
 def test_a_failing_batch_fails_its_own_requests_only():
-    def answer(asks, width):
+    def answer(asks, widths):
         if "bad" in asks:
             raise ValueError("broken")
         return list(asks)
 
-    batcher = Batcher(answer, widest=16, max_batch=1)
+    batcher = Batcher(answer, widths=steady(1))
     batcher.start()
     bad, good = batcher.submit("bad", soon()), batcher.submit("good", soon())
     with pytest.raises(ValueError, match="broken"):
@@ -119,10 +101,54 @@ def test_a_failing_batch_fails_its_own_requests_only():
 
 
 def test_stopping_answers_what_is_queued_and_takes_nothing_more():
-    batcher: Batcher[int, int] = Batcher(lambda asks, width: list(asks), widest=16, max_batch=2)
+    batcher: Batcher[int, int] = Batcher(lambda asks, widths: list(asks), widths=steady(2))
     queued = [batcher.submit(number, soon()) for number in range(5)]
     batcher.start()
     batcher.stop()
     assert [future.result(0) for future in queued] == list(range(5))
     with pytest.raises(Stopped):
         batcher.submit(6, soon())
+
+
+def test_what_is_spare_is_done_bit_by_bit_and_only_while_nobody_waits():
+    done: list[str] = []
+    begun = threading.Event()
+
+    def spare() -> bool:
+        done.append("spare")
+        if len(done) == 2:
+            begun.set()
+            while not batcher.waiting():
+                time.sleep(0.001)
+        return done.count("spare") < 3
+
+    batcher: Batcher[str, str] = Batcher(lambda asks, widths: [done.append(ask) or ask for ask in asks], widths=steady(1), spare=spare)
+    batcher.start()
+    batcher.submit("first", soon()).result(10)
+    assert begun.wait(10)
+    batcher.submit("second", soon()).result(10)
+    batcher.stop()
+    assert done == ["first", "spare", "second", "spare", "spare"]
+
+
+def test_a_crowd_is_searched_narrower_than_one_person_is():
+    searched = []
+
+    def answer(asks, widths):
+        searched.append((len(asks), widths))
+        time.sleep(0.001)
+        return asks
+
+    policy = WidthPolicy(ladder(16), lambda: [Verdict.ALLOWED] * 3, 4)
+    for _ in range(200):
+        policy.costs.learn(0, 4, 0.4)
+        policy.costs.learn(1, 4, 0.35)
+        policy.costs.learn(2, 4, 0.02)
+        policy.costs.learn(0, 1, 0.05)
+    batcher: Batcher[int, int] = Batcher(answer, widths=policy)
+    crowd = [batcher.submit(number, soon(0.5)) for number in range(4)]
+    batcher.start()
+    assert [future.result(10) for future in crowd] == [0, 1, 2, 3]
+    batcher.submit(4, soon(0.5)).result(10)
+    batcher.stop()
+    assert searched == [(4, (8, 8, 8, 16)), (1, (16, 16, 16, 16))]

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
+import torch
 
 from model.grm import Grm
-from model.grm.inputs import Vocabulary
+from model.grm.inputs import Vocabulary, collate
 from model.grm.presets import preset
 from model.online.publish import Manifest, Published
 from model.sid import bundle
@@ -16,6 +17,7 @@ from serving.cache import CachedVideo, CacheGone, catalogue_videos, generated_vi
 from serving.library import Library
 from serving.model import Person, trial
 from serving.policy import GrmPolicy
+from serving.widths import uniform
 from streaming.records import Context, HistoryEntry, Video
 from streaming.sources.simulator import World
 
@@ -137,18 +139,29 @@ def test_a_persons_history_changes_what_the_model_answers(built):
     nobody = Person(1, 1_000_000, Context())
     history = [HistoryEntry(int(item), 900_000 + n, 5_000, ["click"]) for n, item in enumerate(built.item_ids[:20])]
     somebody = Person(1, 1_000_000, Context(history=history))
-    sids, log_prob = policy.beam([nobody, somebody], 8)
+    sids, log_prob = policy.beam([nobody, somebody], uniform(8))
     assert sids.shape == (2, 8, 4)
     assert (log_prob[:, :-1] >= log_prob[:, 1:]).all()
     assert not (log_prob[0] == log_prob[1]).all()
 
 
+def test_a_search_is_as_wide_at_each_level_as_it_is_told(built):
+    grm = Grm(replace(preset("laptop", built.code_counts), seed=3))
+    policy = GrmPolicy("v1", grm, Vocabulary.of_bundle(built))
+    person = Person(1, 1_000_000, Context())
+    sids, log_prob = policy.beam([person], (1, 2, 3, 8))
+    with torch.no_grad():
+        expected = grm.beam(collate([person], Vocabulary.of_bundle(built), grm.config), [1, 2, 3, 8])
+    assert sids.tolist() == expected.sids.tolist()
+    assert log_prob.tolist() == expected.log_prob.tolist()
+
+
 def test_the_model_answers_nothing_that_a_person_avoids(built):
     policy = GrmPolicy("v1", Grm(replace(preset("laptop", built.code_counts), seed=3)), Vocabulary.of_bundle(built))
     anyone = Person(1, 1_000_000, Context())
-    (free,) = policy.beam([anyone], 8)[0].tolist()
+    (free,) = policy.beam([anyone], uniform(8))[0].tolist()
     avoid = [tuple(free[0]), tuple(free[1][:3])]
-    wary, other = policy.beam([replace(anyone, avoid=avoid), anyone], 8)[0].tolist()
+    wary, other = policy.beam([replace(anyone, avoid=avoid), anyone], uniform(8))[0].tolist()
     assert tuple(free[0]) not in map(tuple, wary)
     assert free[1][:3] not in [sid[:3] for sid in wary]
     assert other == free

@@ -117,7 +117,7 @@ def test_a_late_failure_of_an_old_version_does_not_touch_the_new_one(store, slot
 )
 def test_a_model_that_answers_nonsense_does_not_pass_its_trial(sids, log_prob, complaint):
     policy = FakePolicy()
-    policy.beam = lambda people, width: (sids, log_prob)  # type: ignore[method-assign]
+    policy.beam = lambda people, widths: (sids, log_prob)  # type: ignore[method-assign]
     with pytest.raises(BadVersion, match=complaint):
         trial(Serving(policy, CODEBOOK), 8)
 
@@ -125,7 +125,7 @@ def test_a_model_that_answers_nonsense_does_not_pass_its_trial(sids, log_prob, c
 def test_beams_that_do_not_exist_do_not_matter_in_the_trial():
     policy = FakePolicy()
 
-    def beam(people, width):
+    def beam(people, widths):
         sids, log_prob = np.zeros((len(people), 3, 4), np.int64), np.zeros((len(people), 3), np.float32)
         sids[:, 2], log_prob[:, 2] = -1, -np.inf
         return sids, log_prob
