@@ -106,13 +106,14 @@ def _scan(values: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
         part = slice(start, min(start + block, rows))
         maxima[part] = group_maxima(values[part], GROUP)
         torch.amax(maxima[part], -1, keepdim=True, out=pivot[part])
-        pivot[part].masked_fill_(pivot[part] == -torch.inf, 0.0)
         weights = torch.sub(values[part], pivot[part], out=buffer[: part.stop - start]).exp_()
         if len(weights) == 1 and width >= ONE_PASS:
             total[part] = weights.expand(2, -1).contiguous().sum(-1)[:1]
         else:
             torch.sum(weights, -1, out=total[part])
-    return maxima, total.log_().add_(pivot.squeeze(-1))
+    # A row of nothing but -inf, whose sum is NaN.
+    dead = pivot.squeeze(-1) == -torch.inf
+    return maxima, total.log_().add_(pivot.squeeze(-1)).masked_fill_(dead, -torch.inf)
 
 
 def _distinct(values: Tensor, offset: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor] | None:
