@@ -20,13 +20,13 @@ from serving.cards import Card, Cards
 from serving.engine import History
 from serving.events import EventLog
 from serving.metrics import Metrics
+from serving.ranges import NotSatisfiable, readable
 from serving.service import Answer, Recommender
 from serving.service import Request as FeedRequest
 from serving.stats import Stats
 
 BODY_BYTES: Final = 1 << 20
 VIDEO_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
-RANGE: Final = re.compile(r"bytes=(\d+-\d*|-\d+)(,\s*(\d+-\d*|-\d+)){0,9}")
 IDS: Final = re.compile(r"-?[0-9]{1,19}(,-?[0-9]{1,19})*")
 PAGE: Final = Path(__file__).parent / "page"
 
@@ -87,22 +87,23 @@ def _contract(app: FastAPI, parts: Parts) -> None:
         return JSONResponse({"accepted": accepted, "rejected": [asdict(one) for one in rejected]}, 202)
 
     @app.head("/videos/{name}", include_in_schema=False)  # one description: a second would repeat the operation's id
-    @app.get("/videos/{name}", response_class=FileResponse)
+    @app.get("/videos/{name}", response_class=FileResponse, responses={code: {"description": text} for code, text in _VIDEO.items()})
     async def video(name: str, request: Request) -> Response:
         """A generated video, with ranges."""
         path = parts.videos / name
         if not VIDEO_NAME.fullmatch(name) or path.is_symlink() or not path.is_file():
             raise HTTPException(404, f"no video {name[:80]!r}")
-        if "range" in request.headers and not RANGE.fullmatch(request.headers["range"]):
-            # A range that cannot be read is to be ignored (RFC 9110, 14.2).
-            request.scope["headers"] = [header for header in request.scope["headers"] if header[0] != b"range"]
+        if "range" in request.headers:
+            _keep_readable_ranges(request, path.stat().st_size)
         return FileResponse(path, media_type="video/mp4", headers={"Cache-Control": "public, max-age=31536000, immutable"})
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """The process lives."""
         return {"status": "ok"}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
         """What serves, and which parts answer; 503 only while there is nothing at all to serve."""
@@ -119,6 +120,7 @@ def _contract(app: FastAPI, parts: Parts) -> None:
             503 if codebook is None else 200,
         )
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics")
     def metrics() -> Response:
         """Prometheus metrics."""
@@ -135,6 +137,7 @@ def _contract(app: FastAPI, parts: Parts) -> None:
 
 
 def _page(app: FastAPI, parts: Parts) -> None:
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
@@ -213,6 +216,19 @@ async def _read(request: Request, decoder: msgspec.json.Decoder[Body]) -> Body:
         return decoder.decode(body)
     except (msgspec.DecodeError, RecursionError) as error:
         raise HTTPException(422, str(error)[:500]) from error
+
+
+_VIDEO: Final = {206: "Ranges of it", 404: "No such video", 416: "No byte of it is in the ranges"}
+
+
+def _keep_readable_ranges(request: Request, size: int) -> None:
+    """Leave of the request's ranges what can be answered."""
+    try:
+        ranges = readable(request.headers["range"], size)
+    except NotSatisfiable:
+        raise HTTPException(416, f"no byte of the range is in the {size} of the video", {"Content-Range": f"bytes */{size}"}) from None
+    others = [header for header in request.scope["headers"] if header[0] != b"range"]
+    request.scope["headers"] = others + ([(b"range", ranges.encode())] if ranges else [])
 
 
 def _body(schema: dict[str, Any]) -> dict[str, Any]:
