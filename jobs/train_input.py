@@ -18,7 +18,6 @@ from streaming.kafka import Client, consumer
 
 log = logging.getLogger("sidstream.trainer")
 
-_SAMPLE = msgspec.json.Decoder(records.Sample)
 _READ_AT_ONCE = 256
 
 
@@ -99,7 +98,7 @@ class SampleTopic:
 
     def _decode(self, partition: int, offset: int, body: bytes) -> records.Sample | None:
         try:
-            return _SAMPLE.decode(body)
+            return records.decode_sample(body)
         except (msgspec.DecodeError, RecursionError) as error:
             self.undecodable += 1
             log.warning('event=undecodable partition=%d offset=%d reason="%s"', partition, offset, error)
@@ -121,7 +120,7 @@ def from_files(files: Iterable[Path]) -> Iterator[records.Sample]:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     try:
-                        yield _SAMPLE.decode(line)
+                        yield records.decode_sample(line)
                     except msgspec.DecodeError as error:
                         raise SampleError(f"{path}, line {number}: {error}") from error
 
