@@ -139,7 +139,7 @@ class Service:
         self.batcher: Batcher[Ask, Answered] = Batcher(
             self.engine.answer, widest=settings.serving.beam_width, max_batch=settings.serving.max_batch
         )
-        log = EventLog(Discarding(), Discarding(), self.metrics)
+        log = EventLog(Discarding(), Discarding(), self.metrics, attribution_ms=round(settings.samples.attribution_window_s * 1000))
         recommender = Recommender(
             self.batcher,
             lambda: self.codebook,

@@ -135,7 +135,8 @@ def buried(client: Client) -> Iterator[DeadLetter]:
 class Inspection:
     """Consume, judge, write: dead letters and the offsets they answer for are one transaction, so each record is buried once."""
 
-    def __init__(self, ends: Endpoints, stop: Stop) -> None:
+    def __init__(self, ends: Endpoints, stop: Stop, attribution_ms: int) -> None:
+        self._attribution_ms = attribution_ms
         self._state = ends.home / "run" / "inspector.json"
         saved = read_json(self._state)
         self.counters = Counters.from_dict(saved.get("counters", {}))
@@ -163,7 +164,7 @@ class Inspection:
         what = verdict(body)
         self.counters.saw(topic, partition, offset, what)
         if what == "invisible":
-            return dead_letter(topic, partition, offset, reason_of(topic, body, appended), body)
+            return dead_letter(topic, partition, offset, reason_of(topic, body, appended, self._attribution_ms), body)
         if what == "row":
             self.clock.saw(appended)
             if body and fault_of(topic, body) is not None:
@@ -177,8 +178,9 @@ class Inspection:
         body, appended = self._suspects.take(place) or self._bytes.fetch(*place) or (None, 0)
         if body is None:
             return dead_letter(*place, f"{rejected.reason}; its bytes are no longer kept", None)
-        reason = reason_of(rejected.topic, body, appended) if rejected.reason == NOT_USABLE else rejected.reason
-        return dead_letter(*place, reason, body)
+        if rejected.reason != NOT_USABLE:
+            return dead_letter(*place, rejected.reason, body)
+        return dead_letter(*place, reason_of(rejected.topic, body, appended, self._attribution_ms), body)
 
     def _remember(self, letter: DeadLetter) -> None:
         self.counters.buried(letter.topic, letter.partition)
@@ -245,7 +247,7 @@ class Inspection:
 
 def main(settings: Settings, ends: Endpoints, stop: Stop) -> None:
     """Judge until stopped. A transaction that fails ends the process; the next one begins at what was committed."""
-    inspection = Inspection(ends, stop)
+    inspection = Inspection(ends, stop, round(settings.samples.attribution_window_s * 1000))
     inspection.clock.start()
     inspection.save()
     ready(ends.home, "inspector")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -76,13 +77,13 @@ def _contract(app: FastAPI, parts: Parts) -> None:
     @app.post("/recommend", openapi_extra=_body(schemas[0]), responses={200: _answer(schemas[1]), **errors})
     async def recommend(request: Request) -> Response:
         """A feed for a person. Always 200 where the body has the right shape; `degraded` says what was missing."""
-        answer = await parts.recommender.recommend(await _read(request, _feed_request))
+        answer = await parts.recommender.recommend(await _read(request, _feed_request.decode))
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     @app.post("/events", status_code=202, openapi_extra=_body(_EVENTS_SCHEMA), responses=errors)
     async def events(request: Request) -> Response:
         """Events of a client that cannot speak Kafka; answers once Kafka has them. An event may be sent again: its id counts once."""
-        posted = await _read(request, _posted)
+        posted = await _read(request, _events)
         accepted, rejected = await parts.events.post(posted.events, time.time_ns() // 1_000_000)
         return JSONResponse({"accepted": accepted, "rejected": [asdict(one) for one in rejected]}, 202)
 
@@ -205,7 +206,31 @@ _EVENTS_SCHEMA: Final[dict[str, Any]] = {
 }
 
 
-async def _read(request: Request, decoder: msgspec.json.Decoder[Body]) -> Body:
+def _events(body: bytes) -> Posted:
+    """The events of a body. A text that JSON allows and UTF-8 cannot hold (half of a surrogate pair) is one event's fault, not the body's.
+
+    Raises:
+        msgspec.DecodeError: the body as a whole is something else.
+    """
+    try:
+        return _posted.decode(body)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        try:
+            found = json.loads(body, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or not isinstance(found.get("events"), list):
+            raise
+        return Posted([msgspec.Raw(json.dumps(event).encode()) for event in found["events"]])
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+async def _read(request: Request, decode: Callable[[bytes], Body]) -> Body:
     """The request's body, at most `BODY_BYTES` of it."""
     body = bytearray()
     async for chunk in request.stream():
@@ -213,7 +238,7 @@ async def _read(request: Request, decoder: msgspec.json.Decoder[Body]) -> Body:
         if len(body) > BODY_BYTES:
             raise HTTPException(413, f"the body is larger than {BODY_BYTES} bytes")
     try:
-        return decoder.decode(body)
+        return decode(bytes(body))
     except (msgspec.DecodeError, RecursionError) as error:
         raise HTTPException(422, str(error)[:500]) from error
 

@@ -25,6 +25,7 @@ from serving.model import Codebook, ModelSlot, Person, Serving
 from serving.service import Recommender
 from serving.stats import Stats
 from streaming.records import HistoryEntry
+from streaming.topics import DAY_MS
 
 CODES = (4, 4, 4, 4)
 
@@ -158,7 +159,7 @@ class World:
         self.popularity = Popularity()
         self.slot = ModelSlot(lambda: self.current, self.load, widest=16)
         self.confirmed, self.lasting = FakeProducer(), FakeProducer()
-        self.log = EventLog(self.confirmed, self.lasting, self.metrics)
+        self.log = EventLog(self.confirmed, self.lasting, self.metrics, attribution_ms=7 * DAY_MS)
         self.live = LiveView(self.popularity, self.metrics, lambda made: None, lambda: None)
         engine = Engine(self.slot, self.features, self.cache, self.popularity, self.metrics, random.Random(5))
         self.batcher: Batcher[Ask, Answered] = Batcher(engine.answer, widest=16, max_batch=8)

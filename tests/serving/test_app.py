@@ -335,6 +335,29 @@ def test_good_events_reach_their_topics_and_bad_ones_come_back_with_reasons(http
     assert msgspec.json.decode(world.confirmed.topic("watches")[0], type=records.Watch).play_ms == 4_000
 
 
+def test_half_a_surrogate_pair_in_one_event_rejects_no_other(http, world):
+    body = msgspec.json.encode({"events": [CLICK, {**CLICK, "event_id": "@"}, WATCH]}).replace(b'"@"', b'"\\ud83d"')
+    answer = http.post("/events", content=body)
+    assert answer.status_code == 202
+    assert (answer.json()["accepted"], [one["index"] for one in answer.json()["rejected"]]) == (2, [1])
+    assert [topic for topic, _, _ in world.confirmed.sent] == ["engagements", "watches"]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        {"ts": NOW - 8 * 86_400_000},
+        {"ts": NOW + 2 * 86_400_000, "impression_ts": NOW + 2 * 86_400_000},
+        {"impression_ts": NOW - 8 * 86_400_000},
+        {"impression_ts": NOW + 2 * 86_400_000},
+    ],
+)
+def test_an_event_that_would_be_a_dead_letter_for_its_times_is_rejected_at_once(http, world, times):
+    answer = http.post("/events", json={"events": [{**CLICK, **times}, CLICK]}).json()
+    assert [(one["index"], "implausible time" in one["reason"]) for one in answer["rejected"]] == [(0, True)]
+    assert len(world.confirmed.sent) == 1
+
+
 def test_an_event_that_kafka_does_not_take_is_rejected_not_lost(http, world):
     world.confirmed.error = "broker transport failure"
     answer = http.post("/events", json={"events": [CLICK]}).json()

@@ -21,7 +21,9 @@ def test_what_has_bytes_in_the_file_is_kept(header: str, plain: str) -> None:
     assert readable(header, 10) == plain
 
 
-@pytest.mark.parametrize("header", ["", "bytes", "bytes=", "bytes=-", "bytes=3-2", "bytes=a-b", "lines=0-1", "bytes=0-1,x", f"bytes={'0-1,' * 11}"])
+@pytest.mark.parametrize(
+    "header", ["", "bytes", "bytes=", "bytes=-", "bytes=3-2", "bytes=a-b", "lines=0-1", "bytes=0-1,x", f"bytes={'0-1,' * 11}"]
+)
 def test_what_cannot_be_read_is_ignored(header: str) -> None:
     assert readable(header, 10) is None
 
