@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 import msgspec
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 
 from jobs.process import Endpoints, Stop, ready, run, write_json
 from jobs.report import read_json
@@ -20,7 +20,7 @@ from jobs.settings import Settings
 from streaming import topics
 from streaming.heartbeat import EVERY_MS, LIVE_MS, Heartbeats, partitions
 from streaming.inspector import NOT_USABLE, Counters, Rejected, dead_letter, fault_of, reason_of, verdict
-from streaming.kafka import Client, consumer, producer
+from streaming.kafka import Client, consumer, producer, until_end
 from streaming.records import DeadLetter, encode
 
 GROUP: Final = "inspector"
@@ -118,17 +118,11 @@ def buried(client: Client) -> Iterator[DeadLetter]:
     """Dead letters of the event topics that were written until now."""
     reader = consumer(client, f"{GROUP}-buried", [], enable_partition_eof=True)
     parts = reader.list_topics(topics.DEAD_LETTERS, timeout=10).topics[topics.DEAD_LETTERS].partitions
-    reader.assign([TopicPartition(topics.DEAD_LETTERS, number, OFFSET_BEGINNING) for number in parts])
-    decoder, left = msgspec.json.Decoder(DeadLetter), len(parts)
-    while left:
-        for message in reader.consume(BATCH, 1.0):
-            error = message.error()
-            if error is not None:
-                left -= error.code() == KafkaError._PARTITION_EOF
-                continue
-            letter = decoder.decode(message.value() or b"")
-            if letter.topic in topics.EVENT_TOPICS:
-                yield letter
+    decoder = msgspec.json.Decoder(DeadLetter)
+    for message in until_end(reader, [TopicPartition(topics.DEAD_LETTERS, number, OFFSET_BEGINNING) for number in parts]):
+        letter = decoder.decode(message.value() or b"")
+        if letter.topic in topics.EVENT_TOPICS:
+            yield letter
     reader.close()
 
 
