@@ -35,6 +35,7 @@ from torch import Tensor
 from benchmarks import provenance
 from benchmarks.kernels import eager
 from benchmarks.local_redis import running_redis
+from jobs.settings import Samples
 from jobs.settings import Serving as Serves
 from kernels.trie import Trie
 from model.grm import Grm
@@ -152,7 +153,7 @@ class Service:
         )
         self.widths = WidthPolicy(rungs, self.agreement.verdicts, settings.max_batch)
         self.batcher: Batcher[Ask, Answered] = Batcher(self.engine.answer, widths=self.widths, spare=self.agreement.step, clock=clock)
-        log = EventLog(Discarding(), Discarding(), self.metrics)
+        log = EventLog(Discarding(), Discarding(), self.metrics, attribution_ms=round(Samples().attribution_window_s * 1000))
         recommender = Recommender(
             self.batcher,
             lambda: self.codebook,

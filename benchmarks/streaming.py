@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 
 from benchmarks import provenance
 from jobs.local import jars, java, kafka, ports
 from streaming import records, topics
 from streaming.flink import environment, samples, tables
 from streaming.heartbeat import Heartbeats, partitions
-from streaming.kafka import consumer, producer
+from streaming.kafka import consumer, producer, until_end
 from streaming.sources import kuairand_events
 from streaming.sources.kuairand_events import Timed
 
@@ -150,17 +151,13 @@ def in_own_process(way: str, bootstrap: str, folder: Path) -> float:
 
 def initial_samples(client: dict[str, Any]) -> int:
     """Distinct impressions that have an initial sample."""
-    reader = consumer(client, f"count-{time.time()}", [topics.SAMPLES], enable_partition_eof=True)
+    reader = consumer(client, f"count-{time.time()}", [], enable_partition_eof=True)
     seen: set[str] = set()
-    left = len(reader.list_topics(topics.SAMPLES).topics[topics.SAMPLES].partitions)
-    while left:
-        for message in reader.consume(20_000, 1.0):
-            if message.error() is not None:
-                left -= 1
-                continue
-            sample = msgspec.json.decode(message.value() or b"", type=records.Sample)
-            if sample.kind == "initial":
-                seen.add(sample.impression_id)
+    parts = reader.list_topics(topics.SAMPLES).topics[topics.SAMPLES].partitions
+    for message in until_end(reader, [TopicPartition(topics.SAMPLES, number, OFFSET_BEGINNING) for number in parts]):
+        sample = records.decode_sample(message.value() or b"")
+        if sample.kind == "initial":
+            seen.add(sample.impression_id)
     reader.close()
     return len(seen)
 

@@ -67,7 +67,7 @@ def examine(config: Path | None, home: Path) -> Iterator[Finding]:
         settings = load(config)
         yield Finding("config", str(config) if config else "defaults (no --config)")
     except ConfigError as error:
-        yield Finding("config", str(error), False, "correct that key; docs/operations.md lists all")
+        yield Finding("config", str(error), False, "correct the file")
         settings = Settings()
     yield checked("java", lambda: f"{java.java_home()} (Java {java.major_version(java.java_home())})", java.JavaMissing)
     yield checked("jars", lambda: f"{len(jars.paths())} pinned jars", jars.JarsMissing)

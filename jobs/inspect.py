@@ -12,7 +12,7 @@ from typing import Final
 
 import click
 import msgspec
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 
 from jobs.process import Endpoints, Stop, ready, run, write_json
 from jobs.report import read_json
@@ -20,7 +20,7 @@ from jobs.settings import Settings
 from streaming import topics
 from streaming.heartbeat import EVERY_MS, LIVE_MS, Heartbeats, partitions
 from streaming.inspector import NOT_USABLE, Counters, Rejected, dead_letter, fault_of, reason_of, verdict
-from streaming.kafka import Client, consumer, producer
+from streaming.kafka import Client, consumer, producer, until_end
 from streaming.records import DeadLetter, encode
 
 GROUP: Final = "inspector"
@@ -118,24 +118,19 @@ def buried(client: Client) -> Iterator[DeadLetter]:
     """Dead letters of the event topics that were written until now."""
     reader = consumer(client, f"{GROUP}-buried", [], enable_partition_eof=True)
     parts = reader.list_topics(topics.DEAD_LETTERS, timeout=10).topics[topics.DEAD_LETTERS].partitions
-    reader.assign([TopicPartition(topics.DEAD_LETTERS, number, OFFSET_BEGINNING) for number in parts])
-    decoder, left = msgspec.json.Decoder(DeadLetter), len(parts)
-    while left:
-        for message in reader.consume(BATCH, 1.0):
-            error = message.error()
-            if error is not None:
-                left -= error.code() == KafkaError._PARTITION_EOF
-                continue
-            letter = decoder.decode(message.value() or b"")
-            if letter.topic in topics.EVENT_TOPICS:
-                yield letter
+    decoder = msgspec.json.Decoder(DeadLetter)
+    for message in until_end(reader, [TopicPartition(topics.DEAD_LETTERS, number, OFFSET_BEGINNING) for number in parts]):
+        letter = decoder.decode(message.value() or b"")
+        if letter.topic in topics.EVENT_TOPICS:
+            yield letter
     reader.close()
 
 
 class Inspection:
     """Consume, judge, write: dead letters and the offsets they answer for are one transaction, so each record is buried once."""
 
-    def __init__(self, ends: Endpoints, stop: Stop) -> None:
+    def __init__(self, ends: Endpoints, stop: Stop, attribution_ms: int) -> None:
+        self._attribution_ms = attribution_ms
         self._state = ends.home / "run" / "inspector.json"
         saved = read_json(self._state)
         self.counters = Counters.from_dict(saved.get("counters", {}))
@@ -163,7 +158,7 @@ class Inspection:
         what = verdict(body)
         self.counters.saw(topic, partition, offset, what)
         if what == "invisible":
-            return dead_letter(topic, partition, offset, reason_of(topic, body, appended), body)
+            return dead_letter(topic, partition, offset, reason_of(topic, body, appended, self._attribution_ms), body)
         if what == "row":
             self.clock.saw(appended)
             if body and fault_of(topic, body) is not None:
@@ -177,8 +172,9 @@ class Inspection:
         body, appended = self._suspects.take(place) or self._bytes.fetch(*place) or (None, 0)
         if body is None:
             return dead_letter(*place, f"{rejected.reason}; its bytes are no longer kept", None)
-        reason = reason_of(rejected.topic, body, appended) if rejected.reason == NOT_USABLE else rejected.reason
-        return dead_letter(*place, reason, body)
+        if rejected.reason != NOT_USABLE:
+            return dead_letter(*place, rejected.reason, body)
+        return dead_letter(*place, reason_of(rejected.topic, body, appended, self._attribution_ms), body)
 
     def _remember(self, letter: DeadLetter) -> None:
         self.counters.buried(letter.topic, letter.partition)
@@ -245,7 +241,7 @@ class Inspection:
 
 def main(settings: Settings, ends: Endpoints, stop: Stop) -> None:
     """Judge until stopped. A transaction that fails ends the process; the next one begins at what was committed."""
-    inspection = Inspection(ends, stop)
+    inspection = Inspection(ends, stop, round(settings.samples.attribution_window_s * 1000))
     inspection.clock.start()
     inspection.save()
     ready(ends.home, "inspector")

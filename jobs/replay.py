@@ -22,7 +22,7 @@ from jobs.settings import ConfigError, Settings
 from jobs.traffic import Answers
 from streaming import topics
 from streaming.heartbeat import Heartbeats, partitions
-from streaming.kafka import consumer, producer
+from streaming.kafka import consumer, producer, until_end
 from streaming.sources.kuairand import SourceError
 from streaming.sources.kuairand_events import Timed, events, exposures
 
@@ -61,17 +61,14 @@ def ends_of(client: Mapping[str, Any], shape: Mapping[str, int]) -> dict[str, di
 
 
 def already_there(client: Mapping[str, Any], since: Mapping[str, Mapping[str, int]]) -> Iterator[Place]:
-    """Records of the event topics from the given offsets to the end."""
+    """Records of the event topics from the given offsets to the end; what has no place (anybody may write there) is passed over."""
     for topic, offsets in since.items():
         reader = consumer(client, "replay", [], enable_partition_eof=True)
-        reader.assign([TopicPartition(topic, int(p), offset) for p, offset in offsets.items()])
-        left = len(offsets)
-        while left:
-            for message in reader.consume(5000, 1.0):
-                if message.error() is not None:
-                    left -= 1
-                    continue
+        for message in until_end(reader, [TopicPartition(topic, int(p), offset) for p, offset in offsets.items()]):
+            try:
                 yield msgspec.json.decode(message.value() or b"{}", type=Place)
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                continue
         reader.close()
 
 

@@ -82,6 +82,7 @@ class Server:
             producer(ends.kafka, message_timeout_ms=CONFIRMED_WITHIN_MS),
             producer(ends.kafka, message_timeout_ms=KEPT_FOR_MS),
             self._metrics,
+            attribution_ms=round(settings.samples.attribution_window_s * 1000),
         )
         self._recommender = Recommender(
             self._batcher,
@@ -242,7 +243,9 @@ def bound(http: str | None, settings: Settings) -> socket.socket:
     try:
         listener.bind((host, port))
     except OSError as error:
-        raise ConfigError(f"http: {host}:{port}: {error.strerror}: set http.port to another port, or to 0 for a free one") from error
+        raise ConfigError(
+            f"http: {host}:{port}: {error.strerror}: correct http.host, or set http.port to another port or to 0 for a free one"
+        ) from error
     return listener
 
 

@@ -6,23 +6,38 @@ An empty file is the embedded default; every key has a default, an unknown key i
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 
 class ConfigError(Exception):
     """The configuration file cannot be used; the message says which key, why, and what to do."""
 
 
+LONGEST_S = 999 * 86_400  # Flink reads intervals below 1,000 days
+
+
 class Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def empty_is_default(cls, tree: Any) -> Any:
+        """A key without a value (all below it commented out, say) is its default."""
+        if not isinstance(tree, dict):
+            return tree
+        return {key: value for key, value in tree.items() if value is not None or key not in cls.model_fields}
 
 
 class Kafka(Part):
-    bootstrap: str | None = Field(None, description="host:port[,host:port]; null starts an embedded broker")
+    bootstrap: str | None = Field(
+        None, pattern=r"^[^\s,]+:\d+(,[^\s,]+:\d+)*$", description="host:port[,host:port]; null starts an embedded broker"
+    )
     security: dict[str, Any] = Field(default_factory=dict, description="librdkafka settings, passed to every client as they are")
     partitions: int = Field(2, ge=1, description="partitions of the event topics")
     retention_ms: int = Field(
@@ -32,7 +47,7 @@ class Kafka(Part):
 
 
 class Redis(Part):
-    url: str | None = Field(None, description="redis://host:port/db; null starts an embedded server")
+    url: str | None = Field(None, pattern="^(rediss?|unix)://", description="redis://host:port/db; null starts an embedded server")
 
 
 class Http(Part):
@@ -41,9 +56,15 @@ class Http(Part):
 
 
 class Samples(Part):
-    label_window_s: float = Field(60, gt=0, description="how long an impression waits for its labels")
-    attribution_window_s: float = Field(7 * 86_400, gt=0, description="how long later labels become corrections")
-    disorder_s: float = Field(5, ge=0, description="bounded disorder of event time")
+    label_window_s: float = Field(60, gt=0, le=LONGEST_S, description="how long an impression waits for its labels")
+    attribution_window_s: float = Field(7 * 86_400, gt=0, le=LONGEST_S, description="how long later labels become corrections")
+    disorder_s: float = Field(5, ge=0, le=LONGEST_S, description="bounded disorder of event time")
+
+    @model_validator(mode="after")
+    def attribution_holds_the_label_window(self) -> Self:
+        if self.attribution_window_s < self.label_window_s:
+            raise ValueError(f"attribution_window_s is {self.attribution_window_s:g} (expected ≥ label_window_s, {self.label_window_s:g})")
+        return self
 
 
 class Features(Part):
@@ -156,7 +177,7 @@ def load(path: Path | None) -> Settings:
     """Read a configuration file.
 
     Raises:
-        ConfigError: the file is missing, is not YAML, or has an unknown or impossible key.
+        ConfigError: the file is missing, is not YAML, or has an unknown or impossible key; the message names file and key.
     """
     if path is None:
         return Settings()
@@ -164,15 +185,36 @@ def load(path: Path | None) -> Settings:
         tree = yaml.safe_load(path.read_text()) or {}
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: expected keys and values, found {type(tree).__name__}")
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, e['loc']))}: {e['msg']} (found {e['input']!r})" for e in error.errors()]
-        raise ConfigError(f"{path}: " + "; ".join(lines)) from error
+        raise ConfigError(f"{path}: " + "; ".join(map(said, error.errors()))) from error
+
+
+def said(error: ErrorDetails) -> str:
+    """What is wrong with a key, and what it may be."""
+    where = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return f"{where}: there is no such key; there are {', '.join(keys(error['loc'][:-1]))}"
+    if error["type"] == "model_type":
+        return f"{where}: expected keys and values: {', '.join(keys(error['loc']))} (found {error['input']!r})"
+    if error["type"] == "value_error":
+        return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+    return f"{where}: {error['msg']} (found {error['input']!r})"
+
+
+def keys(place: Sequence[int | str]) -> list[str]:
+    """Keys that the file may have at a place of the tree."""
+    part: type[BaseModel] = Settings
+    for key in place:
+        inner = part.model_fields[str(key)].annotation
+        assert isinstance(inner, type) and issubclass(inner, BaseModel)  # only a part has keys below it
+        part = inner
+    return list(part.model_fields)
 
 
 def home() -> Path:

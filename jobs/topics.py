@@ -40,7 +40,8 @@ def create(config: Path | None, replication: int) -> None:
     try:
         created = topics.create(where.kafka, wanted, replication=replication)
     except KafkaException as error:
-        raise click.ClickException(f"{where.kafka['bootstrap.servers']}: {error.args[0].str()}") from error
+        broker, mend = where.kafka["bootstrap.servers"], "start it, or correct kafka.bootstrap and kafka.security"
+        raise click.ClickException(f"kafka {broker}: {error.args[0].str()}: {mend}") from error
     click.echo(f"{len(created)} topics created, {len(wanted) - len(created)} were there")
 
 

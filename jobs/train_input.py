@@ -19,7 +19,6 @@ from streaming.kafka import Client, consumer
 
 log = logging.getLogger("sidstream.trainer")
 
-_SAMPLE = msgspec.json.Decoder(records.Sample)
 _READ_AT_ONCE = 256
 
 
@@ -100,7 +99,7 @@ class SampleTopic:
 
     def _decode(self, partition: int, offset: int, body: bytes) -> records.Sample | None:
         try:
-            return _SAMPLE.decode(body)
+            return records.decode_sample(body)
         except (msgspec.DecodeError, RecursionError) as error:
             self.undecodable += 1
             log.warning('event=undecodable partition=%d offset=%d reason="%s"', partition, offset, error)
@@ -137,7 +136,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 def _sample(path: Path, number: int, line: bytes) -> records.Sample:
     try:
-        return _SAMPLE.decode(line)
+        return records.decode_sample(line)
     except msgspec.DecodeError as error:
         raise SampleError(f"{path}, line {number}: {error}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import AsyncIterator, Callable
@@ -20,13 +21,13 @@ from serving.cards import Card, Cards
 from serving.engine import History
 from serving.events import EventLog
 from serving.metrics import Metrics
+from serving.ranges import NotSatisfiable, readable
 from serving.service import Answer, Recommender
 from serving.service import Request as FeedRequest
 from serving.stats import Stats
 
 BODY_BYTES: Final = 1 << 20
 VIDEO_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
-RANGE: Final = re.compile(r"bytes=(\d+-\d*|-\d+)(,\s*(\d+-\d*|-\d+)){0,9}")
 IDS: Final = re.compile(r"-?[0-9]{1,19}(,-?[0-9]{1,19})*")
 PAGE: Final = Path(__file__).parent / "page"
 
@@ -76,33 +77,34 @@ def _contract(app: FastAPI, parts: Parts) -> None:
     @app.post("/recommend", openapi_extra=_body(schemas[0]), responses={200: _answer(schemas[1]), **errors})
     async def recommend(request: Request) -> Response:
         """A feed for a person. Always 200 where the body has the right shape; `degraded` says what was missing."""
-        answer = await parts.recommender.recommend(await _read(request, _feed_request))
+        answer = await parts.recommender.recommend(await _read(request, _feed_request.decode))
         return Response(msgspec.json.encode(answer), media_type="application/json")
 
     @app.post("/events", status_code=202, openapi_extra=_body(_EVENTS_SCHEMA), responses=errors)
     async def events(request: Request) -> Response:
         """Events of a client that cannot speak Kafka; answers once Kafka has them. An event may be sent again: its id counts once."""
-        posted = await _read(request, _posted)
+        posted = await _read(request, _events)
         accepted, rejected = await parts.events.post(posted.events, time.time_ns() // 1_000_000)
         return JSONResponse({"accepted": accepted, "rejected": [asdict(one) for one in rejected]}, 202)
 
     @app.head("/videos/{name}", include_in_schema=False)  # one description: a second would repeat the operation's id
-    @app.get("/videos/{name}", response_class=FileResponse)
+    @app.get("/videos/{name}", response_class=FileResponse, responses={code: {"description": text} for code, text in _VIDEO.items()})
     async def video(name: str, request: Request) -> Response:
         """A generated video, with ranges."""
         path = parts.videos / name
         if not VIDEO_NAME.fullmatch(name) or path.is_symlink() or not path.is_file():
             raise HTTPException(404, f"no video {name[:80]!r}")
-        if "range" in request.headers and not RANGE.fullmatch(request.headers["range"]):
-            # A range that cannot be read is to be ignored (RFC 9110, 14.2).
-            request.scope["headers"] = [header for header in request.scope["headers"] if header[0] != b"range"]
+        if "range" in request.headers:
+            _keep_readable_ranges(request, path.stat().st_size)
         return FileResponse(path, media_type="video/mp4", headers={"Cache-Control": "public, max-age=31536000, immutable"})
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """The process lives."""
         return {"status": "ok"}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get("/readyz")
     async def readyz() -> JSONResponse:
         """What serves, and which parts answer; 503 only while there is nothing at all to serve."""
@@ -119,6 +121,7 @@ def _contract(app: FastAPI, parts: Parts) -> None:
             503 if codebook is None else 200,
         )
 
+    @app.head("/metrics", include_in_schema=False)
     @app.get("/metrics")
     def metrics() -> Response:
         """Prometheus metrics."""
@@ -135,6 +138,7 @@ def _contract(app: FastAPI, parts: Parts) -> None:
 
 
 def _page(app: FastAPI, parts: Parts) -> None:
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
@@ -202,7 +206,31 @@ _EVENTS_SCHEMA: Final[dict[str, Any]] = {
 }
 
 
-async def _read(request: Request, decoder: msgspec.json.Decoder[Body]) -> Body:
+def _events(body: bytes) -> Posted:
+    """The events of a body. A text that JSON allows and UTF-8 cannot hold (half of a surrogate pair) is one event's fault, not the body's.
+
+    Raises:
+        msgspec.DecodeError: the body as a whole is something else.
+    """
+    try:
+        return _posted.decode(body)
+    except msgspec.ValidationError:
+        raise
+    except msgspec.DecodeError:
+        try:
+            found = json.loads(body, parse_constant=_no_constant)
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict) or not isinstance(found.get("events"), list):
+            raise
+        return Posted([msgspec.Raw(json.dumps(event).encode()) for event in found["events"]])
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+async def _read(request: Request, decode: Callable[[bytes], Body]) -> Body:
     """The request's body, at most `BODY_BYTES` of it."""
     body = bytearray()
     async for chunk in request.stream():
@@ -210,9 +238,22 @@ async def _read(request: Request, decoder: msgspec.json.Decoder[Body]) -> Body:
         if len(body) > BODY_BYTES:
             raise HTTPException(413, f"the body is larger than {BODY_BYTES} bytes")
     try:
-        return decoder.decode(body)
+        return decode(bytes(body))
     except (msgspec.DecodeError, RecursionError) as error:
         raise HTTPException(422, str(error)[:500]) from error
+
+
+_VIDEO: Final = {206: "Ranges of it", 404: "No such video", 416: "No byte of it is in the ranges"}
+
+
+def _keep_readable_ranges(request: Request, size: int) -> None:
+    """Leave of the request's ranges what can be answered."""
+    try:
+        ranges = readable(request.headers["range"], size)
+    except NotSatisfiable:
+        raise HTTPException(416, f"no byte of the range is in the {size} of the video", {"Content-Range": f"bytes */{size}"}) from None
+    others = [header for header in request.scope["headers"] if header[0] != b"range"]
+    request.scope["headers"] = others + ([(b"range", ranges.encode())] if ranges else [])
 
 
 def _body(schema: dict[str, Any]) -> dict[str, Any]:

@@ -7,16 +7,15 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
 from serving.metrics import Metrics
 from streaming import records, topics
+from streaming.plausible import implausible
 
 log = logging.getLogger(f"sidstream.{__name__}")
-
-DAY_MS: Final = 86_400_000
 
 
 class Producer(Protocol):
@@ -42,8 +41,8 @@ class _Addressed(msgspec.Struct):
 _topic_of = msgspec.json.Decoder(_Addressed)
 
 
-def checked(body: bytes | msgspec.Raw, now_ms: int) -> tuple[str, records.Event]:
-    """One posted event as its topic's record.
+def checked(body: bytes | msgspec.Raw, now_ms: int, attribution_ms: int) -> tuple[str, records.Event]:
+    """One posted event as its topic's record; what would become a dead letter for its times is refused here.
 
     Raises:
         records.RecordError: what is wrong with it, for a person.
@@ -57,8 +56,9 @@ def checked(body: bytes | msgspec.Raw, now_ms: int) -> tuple[str, records.Event]
     event = records.decode(topic, bytes(body))
     if not isinstance(event, records.Event):
         raise records.RecordError("heartbeats are sent by the system's own clock")
-    if event.ts > now_ms + DAY_MS:
-        raise records.RecordError(f"ts {event.ts} is more than a day ahead")
+    fault = implausible(event, now_ms, attribution_ms)
+    if fault is not None:
+        raise records.RecordError(fault)
     return topic, event
 
 
@@ -68,12 +68,14 @@ class EventLog:
     Args:
         confirmed: producer of posted events; its `message.timeout.ms` bounds how long a confirmation may take.
         lasting: producer of what nobody waits for; it may keep trying for minutes.
+        attribution_ms: how much older than the present an event may be.
     """
 
-    def __init__(self, confirmed: Producer, lasting: Producer, metrics: Metrics) -> None:
+    def __init__(self, confirmed: Producer, lasting: Producer, metrics: Metrics, *, attribution_ms: int) -> None:
         self._confirmed = confirmed
         self._lasting = lasting
         self._metrics = metrics
+        self._attribution_ms = attribution_ms
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._poll, args=(producer,), daemon=True) for producer in (confirmed, lasting)]
         self.unreachable = False
@@ -97,7 +99,7 @@ class EventLog:
         sent: list[tuple[int, str, asyncio.Future[str | None]]] = []
         for index, body in enumerate(bodies):
             try:
-                topic, event = checked(body, now_ms)
+                topic, event = checked(body, now_ms, self._attribution_ms)
             except records.RecordError as error:
                 rejected.append(Rejected(index, str(error)))
                 self._metrics.events.labels("none", "rejected").inc()

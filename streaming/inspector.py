@@ -13,12 +13,12 @@ import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 import msgspec
 
 from streaming import records, topics
+from streaming.plausible import implausible
 from streaming.records import DeadLetter, RecordError
 
 Verdict = Literal["row", "heartbeat", "invisible"]
@@ -149,24 +149,18 @@ def fault_of(topic: str, body: bytes | None) -> str | None:
     return None
 
 
-def reason_of(topic: str, body: bytes | None, appended_ms: int) -> str:
+def reason_of(topic: str, body: bytes | None, appended_ms: int, attribution_ms: int) -> str:
     """Why a record that was refused cannot be used, for a person."""
     fault = fault_of(topic, body)
     if fault is not None:
         return fault
     event = records.decode(topic, body or b"")
     head = f"{type(event).__name__} {event.event_id[:8]}…: "
-    if isinstance(event, records.Label) and abs(event.ts - event.impression_ts) > abs(event.ts - appended_ms):
-        return f"{head}implausible time: impression_ts is {iso(event.impression_ts)}, ts {iso(event.ts)}"
-    return f"{head}implausible time: ts is {iso(event.ts)}, the broker took it at {iso(appended_ms)}"
-
-
-def iso(millis: int) -> str:
-    """A time in milliseconds as people read it."""
     try:
-        return datetime.fromtimestamp(millis / 1000, UTC).isoformat(timespec="milliseconds")
-    except (ValueError, OverflowError, OSError):
-        return f"{millis} ms"
+        (body or b"").decode()
+    except UnicodeDecodeError as error:
+        return f"{head}not UTF-8 at byte {error.start}"
+    return head + (implausible(event, appended_ms, attribution_ms) or "Flink's JSON reader takes no number or name of that length")
 
 
 def dead_letter(topic: str, partition: int, offset: int, reason: str, body: bytes | None) -> DeadLetter:

@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal
 import msgspec
 import msgspec.inspect
 
-UserId = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-ItemId = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]  # what Flink, Kafka's clients and Feast can hold
+ItemId = Int64
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+UserId = Count
 Millis = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 Identifier = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
-Sid = list[int]
+Sid = list[Int64]
 Case = Literal["exact_hit", "content_hit", "miss"]
 EngagementKind = Literal["click", "like", "follow", "comment", "share", "hate", "profile_visit"]
 
@@ -24,9 +26,9 @@ EngagementKind = Literal["click", "like", "follow", "comment", "share", "hate", 
 class HistoryEntry(msgspec.Struct, frozen=True):
     """One past interaction; `play_ms` is None where the entry is an engagement, `kinds` is empty where it is a watch."""
 
-    item_id: int
-    ts: int
-    play_ms: int | None = None
+    item_id: ItemId
+    ts: Int64
+    play_ms: Int64 | None = None
     kinds: list[str] = []
 
 
@@ -50,7 +52,7 @@ class Impression(Event, frozen=True, kw_only=True, tag="impression/1"):
     impression_id: Identifier
     request_id: str
     item_id: ItemId
-    position: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+    position: Count
     scene: str
     duration_ms: Millis
     sid: Sid | None = None
@@ -61,7 +63,7 @@ class Impression(Event, frozen=True, kw_only=True, tag="impression/1"):
     policy_logprob: Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)] | None = None
     pipeline: str | None = None
     mode: str | None = None
-    cache_age_ms: int | None = None
+    cache_age_ms: Int64 | None = None
     context: Context | None = None
     device: str | None = None
     network: str | None = None
@@ -76,15 +78,15 @@ class Label(Event, frozen=True, kw_only=True):
 
 class Engagement(Label, frozen=True, kw_only=True, tag="engagement/1"):
     kind: EngagementKind
-    at_ms: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    at_ms: Count | None = None
 
 
 class Watch(Label, frozen=True, kw_only=True, tag="watch/1"):
     play_ms: Millis
     duration_ms: Millis
     finished: bool | None = None
-    replays: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    stalls: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    replays: Count | None = None
+    stalls: Count | None = None
 
 
 class Conversion(Label, frozen=True, kw_only=True, tag="conversion/1"):
@@ -151,6 +153,25 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     model_version: str | None = None
     sid: Sid | None = None
     served_sid: Sid | None = None
+
+
+class _LoggedEntry(msgspec.Struct):
+    item_id: Int64 | None = None
+    ts: Int64 | None = None
+    play_ms: Int64 | None = None
+    kinds: list[str | None] | None = None
+
+
+class _LoggedContext(msgspec.Struct):
+    history: list[_LoggedEntry | None]
+
+
+class _Logged(msgspec.Struct):
+    """What a sample copies from its impression, where any part of it may be null."""
+
+    context: _LoggedContext
+    sid: list[Int64 | None] | None = None
+    served_sid: list[Int64 | None] | None = None
 
 
 class ModelPublished(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,6 +243,10 @@ OUTPUTS: dict[str, type[msgspec.Struct]] = {
 
 _encoder = msgspec.json.Encoder()
 _decoders = {topic: msgspec.json.Decoder(schema | Heartbeat) for topic, schema in EVENTS.items()}  # type: ignore[operator]
+# Types of Python by their names in JSON, for errors.
+_JSON_NAMES = {"NoneType": "null", "bool": "a boolean", "int": "a number", "float": "a number", "str": "a string", "list": "an array"}
+_sample_decoder = msgspec.json.Decoder(Sample)
+_logged_decoder = msgspec.json.Decoder(_Logged)
 _expectation = re.compile(r"^(?P<expected>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 
 
@@ -244,18 +269,40 @@ def decode(topic: str, body: bytes) -> Event | Heartbeat:
         raise RecordError(f"not a JSON object: {error}") from error
 
 
+def decode_sample(body: bytes) -> Sample:
+    """A record of the topic `samples`.
+
+    What the sender of an impression left out of the context or of the SIDs that it logged is null there. That must not cost the sample:
+    entries without item or time are left out, and a SID without a code is unknown.
+
+    Raises:
+        msgspec.DecodeError: it is no sample.
+    """
+    try:
+        return _sample_decoder.decode(body)
+    except msgspec.ValidationError:
+        logged = _logged_decoder.decode(body)
+        entries = [
+            HistoryEntry(entry.item_id, entry.ts, entry.play_ms, [kind for kind in entry.kinds or () if kind is not None])
+            for entry in logged.context.history
+            if entry is not None and entry.item_id is not None and entry.ts is not None
+        ]
+        unknown = {name: None for name in ("sid", "served_sid") if None in (getattr(logged, name) or ())}
+        return msgspec.convert({**msgspec.json.decode(body), "context": {"history": msgspec.to_builtins(entries)}, **unknown}, Sample)
+
+
 def explain(topic: str, body: bytes, error: str) -> str:
     """A validation error of msgspec for a person: which record, which field, what it is, what was expected.
 
     `Watch 8f3c2a11…: play_ms is -4 (expected ≥ 0)`
     """
+    name = EVENTS[topic].__name__
     try:
         found = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        found = None
-    name = EVENTS[topic].__name__
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as unreadable:
+        return f"{name}: not a JSON object that can be read: {unreadable}"
     if not isinstance(found, dict):
-        return f"{name}: not a JSON object but {type(found).__name__}"
+        return f"{name}: not a JSON object but {_JSON_NAMES[type(found).__name__]}"
     identity = found.get("event_id")
     head = f"{name} {identity[:8] + '…' if len(identity) > 8 else identity}" if isinstance(identity, str) and identity else name
     parts = _expectation.match(error)

@@ -37,10 +37,13 @@ def tail(path: Path, lines: int) -> list[str]:
 
 
 def last_words(path: Path) -> str:
-    """The last line of a log that says something, short enough for one line of another; a `reason="…"` in it alone."""
+    """The last line of a log that says something, short enough for one line of another; a `reason="…"` in it alone.
+
+    What the part itself says of its failure goes before what a library of it says later.
+    """
     said = [line.strip() for line in tail(path, 20) if line.strip()]
     if not said:
         return "it said nothing"
-    failed = [line for line in said if "event=failed" in line]
+    failed = [line for line in said if "event=failed" in line or line.startswith("Error: ")]
     line = failed[-1] if failed else said[-1]
     return line.partition('reason="')[2].rstrip('"')[:400] or line[:400]

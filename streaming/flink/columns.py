@@ -20,6 +20,8 @@ SCALARS: dict[type[inspect.Type], str] = {
     inspect.LiteralType: "STRING",
 }
 
+BELOW_ZERO = "-5E-324"  # the first DOUBLE below zero: Flink puts -0.0 before 0.0 where it compares with a range
+
 
 def quoted(name: str) -> str:
     """An identifier in back quotes: `case` and `value` are words of SQL."""
@@ -86,6 +88,8 @@ def bounds(column: str, kind: inspect.Type) -> list[str]:
     """Conditions that a value that is there must meet."""
     if isinstance(kind, inspect.IntType | inspect.FloatType):
         found = [f"{column} >= {kind.ge}"] if kind.ge is not None and kind.ge > -(2**63) else []
+        if isinstance(kind, inspect.FloatType) and kind.ge == 0:
+            found = [f"{column} > {BELOW_ZERO}"]
         found += [f"{column} <= {kind.le}"] if kind.le is not None and kind.le < 2**63 - 1 else []
         found += [f"{column} > {kind.gt}"] if kind.gt is not None else []
         found += [f"{column} < {kind.lt}"] if kind.lt is not None else []

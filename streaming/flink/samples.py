@@ -207,10 +207,14 @@ def reject_sink(client: Mapping[str, Any], name: str) -> str:
 
 
 def insert_samples(history: bool) -> str:
-    """Samples with the context that serving logged, else with the history known strictly before the impression; corrections have none."""
+    """Samples with the context that serving logged, else with the history known strictly before the impression; corrections have none.
+
+    A logged context whose newest entry is not older than the impression, or has no time, is not believed.
+    """
     entry = row_type(records.HistoryEntry)
     empty = f"ARRAY_REMOVE(ARRAY[CAST(NULL AS {entry})], CAST(NULL AS {entry}))"
-    entries = f"COALESCE(CASE WHEN kind = 'initial' THEN COALESCE(s.context.history, {'h.entries' if history else 'NULL'}) END, {empty})"
+    logged = "CASE WHEN CARDINALITY(s.context.history) = 0 OR s.context.history[1].ts < s.ts THEN s.context.history END"
+    entries = f"COALESCE(CASE WHEN kind = 'initial' THEN COALESCE({logged}, {'h.entries' if history else 'NULL'}) END, {empty})"
     values = {name: f"s.{quoted(name)}" for name in SAMPLE_COLUMNS}
     values["context"] = f"CAST(ROW({entries}) AS {row_type(records.Context)})"
     values["weight"] = "CAST(1 AS DOUBLE)"

@@ -40,6 +40,10 @@ LATE = impression(300, START + 5_000)
 LAGGED = [impression(n, START + 6_000 + n) for n in range(400, 420)]
 ORPHANS = impression(500, START + 7_000)
 MISPLACED = impression(0, START + 1_234)
+UNTOLD = records.encode(
+    impression(700, START + 8_100, context=records.Context([records.HistoryEntry(7, START - 9)]), sid=[1, 2], served_sid=[1, 2])
+).replace(b',"play_ms":null,"kinds":[]', b"").replace(b'"served_sid":[1,2]', b'"served_sid":[1,"x"]')  # fmt: skip
+FORETOLD = impression(701, START + 8_200, context=records.Context([records.HistoryEntry(7, START + 8_200)]))
 FUZZED = impression(600, START + 8_000)
 FUZZ = bodies(seed=20220425, count=400)
 YEAR_MS = 365 * 24 * HOUR_MS
@@ -94,6 +98,9 @@ def first(here: Stream) -> None:
     here.send(topics.IMPRESSIONS, PLAIN[7])
     here.send(topics.IMPRESSIONS, msgspec.structs.replace(PLAIN[8], event_id="another-event"))
     here.send(topics.IMPRESSIONS, FUZZED)
+    here.send(topics.IMPRESSIONS, UNTOLD, START + 8_100)
+    here.send(topics.IMPRESSIONS, FORETOLD)
+    here.send(topics.CONVERSIONS, conversion(PLAIN[12], 900, -0.0))
     here.send(topics.ENGAGEMENTS, engagement(LATE, 100))
     here.send(topics.ENGAGEMENTS, engagement(ORPHANS, 100))
     here.send(topics.ENGAGEMENTS, engagement(MISPLACED, 100, "share", "misplaced"))
@@ -155,7 +162,7 @@ def letters_at(ran: Stream, body: bytes | None) -> list[dict[str, Any]]:
 
 def test_every_impression_has_exactly_one_initial_sample(ran: Stream) -> None:
     initial = Counter(row["impression_id"] for row in ran.samples.rows if row["kind"] == "initial")
-    assert initial == Counter(shown.impression_id for shown in (*PLAIN, *BURST, *LAGGED, LATE, FUZZED))
+    assert initial == Counter([shown.impression_id for shown in (*PLAIN, *BURST, *LAGGED, LATE, FUZZED, FORETOLD)] + ["imp700"])
 
 
 def test_no_sample_is_seen_twice_after_a_kill(ran: Stream) -> None:
@@ -178,6 +185,10 @@ def test_a_short_watch_is_no_long_view_and_none_is_unknown(ran: Stream) -> None:
 def test_a_conversion_brings_its_value(ran: Stream) -> None:
     assert rows_of(ran, 6)[0]["labels"]["conversion_value"] == 9.5
     assert rows_of(ran, 7)[0]["labels"]["conversion_value"] is None
+
+
+def test_a_zero_with_a_sign_is_zero(ran: Stream) -> None:
+    assert rows_of(ran, 12)[0]["labels"]["conversion_value"] == 0
 
 
 def test_a_duplicate_label_counts_once_also_when_it_comes_late(ran: Stream) -> None:
@@ -286,6 +297,18 @@ def test_the_logged_context_is_taken_else_the_history_strictly_before(ran: Strea
         (sample, *_) = [row for row in ran.samples.rows if row["impression_id"] == shown.impression_id]
         known = [second for second in range(0, 30, 10) if START + second * 1000 - 1 + shown.user_id < shown.ts]
         assert [entry["item_id"] for entry in sample["context"]["history"]] == known[-1:]
+
+
+def test_a_logged_context_that_is_newer_than_its_impression_is_not_believed(ran: Stream) -> None:
+    (sample,) = rows_of(ran, 701)
+    assert all(entry["ts"] < FORETOLD.ts for entry in sample["context"]["history"])
+    assert [entry["item_id"] for entry in sample["context"]["history"]] == [0]
+
+
+def test_what_an_impression_left_out_of_its_context_does_not_cost_the_sample(ran: Stream) -> None:
+    (sample,) = rows_of(ran, 700)
+    decoded = records.decode_sample(json.dumps({name: value for name, value in sample.items() if name[0] != "_"}).encode())
+    assert (decoded.context.history, decoded.sid, decoded.served_sid) == ([records.HistoryEntry(7, START - 9)], [1, 2], None)
 
 
 def test_the_audit_agrees(ran: Stream) -> None:

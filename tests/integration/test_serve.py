@@ -179,7 +179,8 @@ def test_a_broker_that_stops_answering_stops_no_feed_and_its_impressions_arrive_
     try:
         answers = [running.ask(user=user) for user in range(10)]
         assert {answer["degraded"] for answer in answers} == {None}
-        label = {"event_id": "e1", "user_id": 8, "ts": 1, "impression_id": "i", "impression_ts": 1}
+        now = int(time.time() * 1000)
+        label = {"event_id": "e1", "user_id": 8, "ts": now, "impression_id": "i", "impression_ts": now}
         click = {"topic": "engagements", "schema": "engagement/1", "kind": "click", **label}
         answer = running.http.post("/events", json={"events": [click]})
         assert answer.status_code == 202

@@ -132,6 +132,8 @@ def test_last_words_prefer_the_reason_of_a_failure(tmp_path: Path) -> None:
     path = tmp_path / "part.log"
     path.write_text('time=1 event=failed reason="the disk is full"\nlibrdkafka says something else\n')
     assert logfiles.last_words(path) == "the disk is full"
+    path.write_text("Error: kafka far:1: not there: start it\n%3|1|FAIL|rdkafka#producer-1| Connection refused\n")
+    assert logfiles.last_words(path) == "Error: kafka far:1: not there: start it"
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.settings import ConfigError, Settings, load
+from jobs.settings import ConfigError, Samples, Settings, load
 
 
 def write(folder: Path, text: str) -> Path:
@@ -45,12 +45,33 @@ def test_a_key_overrides_its_default_and_leaves_its_neighbours(tmp_path: Path) -
         ("model: {options: {mtp: .inf}}", "model.options.mtp"),
         ("- a\n- b", "expected keys and values"),
         ("a: [", "not YAML"),
+        ("kafka: [1]", "kafka: expected keys and values: bootstrap"),
+        ("kafka: {bootstrap: nowhere}", "kafka.bootstrap:"),
+        ("redis: {url: localhost}", "redis.url:"),
+        ("samples: {label_window_s: .inf}", "samples.label_window_s:"),
+        ("samples: {label_window_s: 60, attribution_window_s: 10}", "attribution_window_s is 10"),
+        ("sids: {heads: {gama: 1}}", "sids.heads.gama: there is no such key; there are dimensions"),
     ],
 )
 def test_a_broken_file_is_one_error_that_names_the_key(tmp_path: Path, text: str, named: str) -> None:
     with pytest.raises(ConfigError, match=named.replace(".", r"\.")) as error:
         load(write(tmp_path, text))
     assert str(tmp_path) in str(error.value)
+
+
+def test_a_file_of_bytes_is_said_to_be_no_yaml(tmp_path: Path) -> None:
+    (tmp_path / "sidstream.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="not YAML"):
+        load(tmp_path / "sidstream.yaml")
+
+
+def test_a_key_without_a_value_is_its_default(tmp_path: Path) -> None:
+    assert load(write(tmp_path, "http:\nsamples:\n  label_window_s:\n  disorder_s: 3\n")) == Settings(samples=Samples(disorder_s=3))
+
+
+def test_an_unknown_key_without_a_value_is_still_unknown(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="htpp: there is no such key; there are kafka"):
+        load(write(tmp_path, "htpp:\n"))
 
 
 def test_a_missing_file_says_so(tmp_path: Path) -> None:

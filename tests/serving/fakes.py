@@ -27,6 +27,7 @@ from serving.service import Recommender
 from serving.stats import Stats
 from serving.widths import WidthPolicy, Widths, ladder
 from streaming.records import HistoryEntry
+from streaming.topics import DAY_MS
 
 CODES = (4, 4, 4, 4)
 
@@ -160,7 +161,7 @@ class World:
         self.popularity = Popularity()
         self.slot = ModelSlot(lambda: self.current, self.load, widest=16)
         self.confirmed, self.lasting = FakeProducer(), FakeProducer()
-        self.log = EventLog(self.confirmed, self.lasting, self.metrics)
+        self.log = EventLog(self.confirmed, self.lasting, self.metrics, attribution_ms=7 * DAY_MS)
         self.live = LiveView(self.popularity, self.metrics, lambda made: None, lambda: None)
         engine = Engine(self.slot, self.features, self.cache, self.popularity, self.metrics, random.Random(5))
         rungs = ladder(16)

@@ -336,6 +336,29 @@ def test_good_events_reach_their_topics_and_bad_ones_come_back_with_reasons(http
     assert msgspec.json.decode(world.confirmed.topic("watches")[0], type=records.Watch).play_ms == 4_000
 
 
+def test_half_a_surrogate_pair_in_one_event_rejects_no_other(http, world):
+    body = msgspec.json.encode({"events": [CLICK, {**CLICK, "event_id": "@"}, WATCH]}).replace(b'"@"', b'"\\ud83d"')
+    answer = http.post("/events", content=body)
+    assert answer.status_code == 202
+    assert (answer.json()["accepted"], [one["index"] for one in answer.json()["rejected"]]) == (2, [1])
+    assert [topic for topic, _, _ in world.confirmed.sent] == ["engagements", "watches"]
+
+
+@pytest.mark.parametrize(
+    "times",
+    [
+        {"ts": NOW - 8 * 86_400_000},
+        {"ts": NOW + 2 * 86_400_000, "impression_ts": NOW + 2 * 86_400_000},
+        {"impression_ts": NOW - 8 * 86_400_000},
+        {"impression_ts": NOW + 2 * 86_400_000},
+    ],
+)
+def test_an_event_that_would_be_a_dead_letter_for_its_times_is_rejected_at_once(http, world, times):
+    answer = http.post("/events", json={"events": [{**CLICK, **times}, CLICK]}).json()
+    assert [(one["index"], "implausible time" in one["reason"]) for one in answer["rejected"]] == [(0, True)]
+    assert len(world.confirmed.sent) == 1
+
+
 def test_an_event_that_kafka_does_not_take_is_rejected_not_lost(http, world):
     world.confirmed.error = "broker transport failure"
     answer = http.post("/events", json={"events": [CLICK]}).json()
@@ -367,9 +390,23 @@ def test_a_video_is_served_whole_or_by_ranges(http, world):
     part = http.get("/videos/a.mp4", headers={"Range": "bytes=10-19"})
     assert (part.status_code, part.content, part.headers["content-range"]) == (206, bytes(range(10, 20)), "bytes 10-19/256")
     assert http.get("/videos/a.mp4", headers={"Range": "bytes=-6"}).content == bytes(range(250, 256))
-    assert http.get("/videos/a.mp4", headers={"Range": "bytes=300-"}).status_code == 416
-    assert http.get("/videos/a.mp4", headers={"Range": "lines=1-2"}).status_code == 200
+    assert http.get("/videos/a.mp4", headers={"Range": "bytes=5-9,300-"}).content == bytes(range(5, 10))
     assert http.head("/videos/a.mp4").headers["content-length"] == "256"
+
+
+def test_a_range_outside_the_video_is_416_and_one_that_cannot_be_read_is_ignored(http, world):
+    (world.videos / "a.mp4").write_bytes(bytes(range(256)))
+    outside = http.get("/videos/a.mp4", headers={"Range": "bytes=300-"})
+    assert (outside.status_code, set(outside.json()), outside.headers["content-range"]) == (416, {"detail"}, "bytes */256")
+    for header in ("lines=1-2", "bytes=20-10"):
+        assert http.get("/videos/a.mp4", headers={"Range": header}).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/metrics"])
+def test_what_can_be_read_can_be_asked_for_without_its_body(http, path):
+    head = http.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == http.get(path).headers["content-type"]
 
 
 @pytest.mark.parametrize("name", ["none.mp4", "..%2Fsecret.mp4", "%2e%2e%2fsecret.mp4", ".hidden.mp4", "a%00.mp4", "link.mp4", "x" * 5_000])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from streaming import records
 from streaming.inspector import Counters, dead_letter, reason_of, verdict
 
+WEEK_MS = 7 * 86_400_000
 OBJECT = b'{"schema": "watch/1", "play_ms": 5}'
 
 
@@ -87,7 +88,7 @@ def test_a_refused_time_is_said_as_people_read_it() -> None:
     watch = records.Watch(
         event_id="watch-77", user_id=1, ts=4_102_444_800_000, impression_id="i", impression_ts=4_102_444_800_000, play_ms=1, duration_ms=1
     )
-    reason = reason_of("watches", records.encode(watch), 1_650_000_000_000)
+    reason = reason_of("watches", records.encode(watch), 1_650_000_000_000, WEEK_MS)
     assert reason == (
         "Watch watch-77…: implausible time: ts is 2100-01-01T00:00:00.000+00:00, the broker took it at 2022-04-15T05:20:00.000+00:00"
     )
@@ -95,7 +96,17 @@ def test_a_refused_time_is_said_as_people_read_it() -> None:
 
 def test_an_impression_time_that_cannot_be_is_the_reason_when_the_label_itself_is_in_time() -> None:
     label = records.Watch(event_id="w", user_id=1, ts=1_650_000_000_000, impression_id="i", impression_ts=1, play_ms=1, duration_ms=1)
-    assert "impression_ts is 1970-01-01" in reason_of("watches", records.encode(label), 1_650_000_000_000)
+    assert "impression_ts is 1970-01-01" in reason_of("watches", records.encode(label), 1_650_000_000_000, WEEK_MS)
+
+
+def test_what_is_no_utf8_in_a_field_that_nobody_knows_is_said_so() -> None:
+    body = records.encode(records.Watch(event_id="w", user_id=1, ts=5, impression_id="i", impression_ts=5, play_ms=1, duration_ms=1))
+    assert reason_of("watches", body[:-1] + b',"more":"\xff"}', 5, WEEK_MS) == f"Watch w…: not UTF-8 at byte {len(body) + 8}"
+
+
+def test_a_number_too_long_for_flink_is_no_matter_of_time() -> None:
+    body = records.encode(records.Watch(event_id="w", user_id=1, ts=5, impression_id="i", impression_ts=5, play_ms=1, duration_ms=1))
+    assert "implausible" not in reason_of("watches", body[:-1] + b',"more":' + b"1" * 1001 + b"}", 5, WEEK_MS)
 
 
 def test_a_dead_letter_holds_the_raw_bytes() -> None:

@@ -88,10 +88,44 @@ def test_a_fault_deep_inside_is_found_by_its_path() -> None:
         records.decode("impressions", json.dumps(shown).encode())
 
 
+@pytest.mark.parametrize(("found", "said"), [(b"null", "null"), (b"[1]", "an array"), (b'"x"', "a string"), (b"5", "a number")])
+def test_what_is_no_object_is_called_by_its_name_in_json(found: bytes, said: str) -> None:
+    with pytest.raises(records.RecordError, match=f"^Watch: not a JSON object but {said}$"):
+        records.decode("watches", found)
+
+
+@pytest.mark.parametrize("field", ["replays", "stalls", "play_ms", "user_id"])
+def test_a_number_beyond_64_bits_is_refused_in_fields_that_may_be_missing_too(field: str) -> None:
+    with pytest.raises(records.RecordError, match=f"{field} is {2**63}"):
+        records.decode("watches", body(**{field: 2**63}))
+
+
 def test_unknown_fields_are_tolerated() -> None:
     watch = records.decode("watches", body(tomorrow=1))
     assert isinstance(watch, records.Watch)
     assert watch.play_ms == 4_000
+
+
+SAMPLE = {
+    "sample_id": "i:initial", "kind": "initial", "impression_id": "i", "user_id": 1, "item_id": 2, "ts": 9, "ready_ts": 10, "labels": {},
+    "context": {"history": []}, "sid": [1, 2], "served_sid": [3, 4],
+}  # fmt: skip
+
+
+def test_nulls_in_what_an_impression_logged_do_not_cost_its_sample() -> None:
+    whole = {"item_id": 7, "ts": 5, "play_ms": 3, "kinds": ["like"]}
+    entries = [whole, None, {"item_id": None, "ts": 5}, {"item_id": 7, "ts": None}, {"item_id": 8, "ts": 4, "play_ms": None, "kinds": None}]
+    sample = records.decode_sample(json.dumps({**SAMPLE, "context": {"history": entries}, "served_sid": [3, None]}).encode())
+    assert sample.context.history == [records.HistoryEntry(7, 5, 3, ["like"]), records.HistoryEntry(8, 4)]
+    assert (sample.sid, sample.served_sid) == ([1, 2], None)
+
+
+@pytest.mark.parametrize("fault", [{"user_id": None}, {"context": None}, {"context": 5}, {"sid": "x"}, {"labels": {"click": "x"}}])
+def test_what_is_no_sample_is_still_refused(fault: dict[str, object]) -> None:
+    assert records.decode_sample(json.dumps(SAMPLE).encode()).user_id == 1
+    for raw in (json.dumps({**SAMPLE, **fault}).encode(), b"5", b"{", b"{}"):
+        with pytest.raises(msgspec.DecodeError):
+            records.decode_sample(raw)
 
 
 def test_a_heartbeat_is_welcome_in_every_event_topic() -> None:
