@@ -33,7 +33,7 @@ from features.view import View
 from features.writer import Row, decode
 from streaming import topics
 from streaming.flink import tables
-from streaming.flink.columns import columns, quoted
+from streaming.flink.columns import quoted, wire_columns
 
 SORTED_AT_ONCE = 200_000  # records sorted in memory; longer logs are merged from files
 BATCH = 50_000  # rows a Parquet row group
@@ -145,7 +145,7 @@ def order(folder: Path, target: Path, disorder_ms: int) -> Ordered:
 
 def event_table(log: Path, disorder_s: float, attribution_s: float) -> str:
     """The ordered log as the table `event`, with the columns and the row time of the live one."""
-    lines = [f"{quoted(column)} {kind}" for column, kind in columns(tables.EVENT_RECORDS).items()]
+    lines = [f"{quoted(column)} {kind}" for column, kind in wire_columns(tables.EVENT_RECORDS).items()]
     lines += [
         "topic STRING",
         "kafka_partition INT",

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from features.view import Aggregate, View, ViewError
 from streaming import topics
 from streaming.flink import tables
-from streaming.flink.columns import quoted, text
+from streaming.flink.columns import identifier, quoted, text
 from streaming.flink.tables import interval
 
 if TYPE_CHECKING:
@@ -97,7 +97,8 @@ FROM (
         FROM (
             SELECT *, CAST(ROW({event}) AS ROW<{", ".join(f"{quoted(name)} {kind}" for name, kind in SEEN.items())}>) AS seen
             FROM (
-                SELECT topic, event_id, user_id, item_id, impression_id, COALESCE(impression_ts, ts) AS shown_ts, ts, kind, play_ms,
+                SELECT topic, event_id, {identifier("user_id")} AS user_id, {identifier("item_id")} AS item_id, impression_id,
+                    COALESCE(impression_ts, ts) AS shown_ts, ts, kind, play_ms,
                     duration_ms, `value`, rt, {milliseconds("rt")} AS known_ms,
                     {place()} AS place
                 FROM event WHERE usable AND `schema` <> {text(tables.HEARTBEAT)}
@@ -210,7 +211,7 @@ def listing(view: View, history: int) -> str:
     beats = ""
     if view.join_key == "user_id":
         beats = (
-            f"\n    UNION ALL\n    SELECT user_id, rt, CAST(NULL AS STRING), TRUE FROM event\n    WHERE usable AND "
+            f"\n    UNION ALL\n    SELECT {identifier('user_id')}, rt, CAST(NULL AS STRING), TRUE FROM event\n    WHERE usable AND "
             f"`schema` = {text(tables.HEARTBEAT)} AND topic = {text(topics.IMPRESSIONS)} AND kafka_partition = 0"
         )
     return f"""SELECT CAST({view.join_key} AS STRING) AS key_entity,

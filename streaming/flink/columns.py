@@ -2,7 +2,8 @@
 
 Flink's JSON format reads leniently: `"5"` and `5.7` become the BIGINT 5, a number becomes a STRING, and what cannot be read becomes NULL.
 So a record is usable to the whole system when every required field can be read this way and every bound of its struct holds;
-an optional field that cannot be read is unknown, which is what NULL means everywhere.
+an optional field that cannot be read is unknown, which is what NULL means everywhere. Only identifiers are read as texts and must be whole
+numbers, because 5.7 is nobody's, while a time may well be cut to its millisecond.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ SCALARS: dict[type[inspect.Type], str] = {
     inspect.LiteralType: "STRING",
 }
 
+IDENTIFIERS = frozenset({"user_id", "item_id"})
 BELOW_ZERO = "-5E-324"  # the first DOUBLE below zero: Flink puts -0.0 before 0.0 where it compares with a range
 
 
@@ -84,6 +86,16 @@ def columns(records: Sequence[type[msgspec.Struct]]) -> dict[str, str]:
     return found
 
 
+def wire_columns(records: Sequence[type[msgspec.Struct]]) -> dict[str, str]:
+    """The columns as the JSON format reads them: identifiers as texts."""
+    return {name: "STRING" if name in IDENTIFIERS else kind for name, kind in columns(records).items()}
+
+
+def identifier(column: str) -> str:
+    """A column of `IDENTIFIERS` as a number; NULL where it is none."""
+    return f"TRY_CAST({column} AS BIGINT)"
+
+
 def bounds(column: str, kind: inspect.Type) -> list[str]:
     """Conditions that a value that is there must meet."""
     if isinstance(kind, inspect.IntType | inspect.FloatType):
@@ -112,7 +124,10 @@ def usable(record: type[msgspec.Struct]) -> str:
     for field in struct.fields:
         column = quoted(field.encode_name)
         held = bounds(column, without_none(field.type))
-        if field.required:
+        if field.encode_name in IDENTIFIERS:
+            number = identifier(column)
+            conditions += [f"CAST({number} AS STRING) = {column}", *bounds(number, field.type)]
+        elif field.required:
             conditions.append(f"{column} IS NOT NULL")
             conditions.extend(held)
         elif held:

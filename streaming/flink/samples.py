@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from streaming import records, topics
 from streaming.flink import tables
-from streaming.flink.columns import columns, quoted, row_type, text
+from streaming.flink.columns import IDENTIFIERS, columns, identifier, quoted, row_type, text
 from streaming.flink.tables import interval
 from streaming.inspector import NOT_USABLE
 
@@ -56,9 +56,10 @@ LABEL = {"label_id": "STRING", "kind": "STRING", "ts": "BIGINT", "impression_ts"
 
 def checked() -> str:
     """What the job needs of every event; all statements share this one reading of the topics."""
+    impression = [f"{identifier(name)} AS {name}" if name in IDENTIFIERS else quoted(name) for name in IMPRESSION_COLUMNS]
     return f"""SELECT topic, kafka_partition, kafka_offset, usable IS NOT TRUE AS is_faulty,
     usable IS TRUE AND `schema` <> {text(tables.HEARTBEAT)} AS is_event,
-    event_id, impression_id, {tables.IMPRESSION_TS} AS impression_ts, rt, proc, {", ".join(map(quoted, IMPRESSION_COLUMNS))},
+    event_id, impression_id, {tables.IMPRESSION_TS} AS impression_ts, rt, proc, {", ".join(impression)},
     kind, play_ms, `value`, context
 FROM event"""
 

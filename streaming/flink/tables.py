@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from streaming import records, topics
-from streaming.flink.columns import columns, quoted, text, usable
+from streaming.flink.columns import quoted, text, usable, wire_columns
 from streaming.kafka import GATHERED_BYTES, GATHERED_MS
 
 DAY_S = 86_400
@@ -147,7 +147,7 @@ def event_table(
         attribution_s: how much older than its append an event may be.
         scan: further options, e.g. to bound the scan.
     """
-    lines = [f"{quoted(column)} {kind}" for column, kind in columns(EVENT_RECORDS).items()]
+    lines = [f"{quoted(column)} {kind}" for column, kind in wire_columns(EVENT_RECORDS).items()]
     lines += [
         "topic STRING METADATA FROM 'topic' VIRTUAL",
         "kafka_partition INT METADATA FROM 'partition' VIRTUAL",

@@ -61,6 +61,8 @@ FAULTY: list[tuple[str, bytes | None, str]] = [
     (topics.WATCHES, records.encode(watch(impression(1, START - 24 * HOUR_MS), 0, 4, "yesterday")), "implausible time"),
     (topics.ENGAGEMENTS, records.encode(engagement(PLAIN[2], 1)).replace(b'"user_id":2', b'"user_id":"two"'), 'user_id is "two"'),
     (topics.ENGAGEMENTS, records.encode(engagement(PLAIN[2], 1)).replace(b'"user_id":2', b'"user_id":null'), "user_id is null"),
+    (topics.ENGAGEMENTS, records.encode(engagement(PLAIN[2], 1)).replace(b'"user_id":2', b'"user_id":2.7'), "user_id is 2.7"),
+    (topics.IMPRESSIONS, records.encode(impression(9002, START)).replace(b'"item_id":', b'"item_id":0.5e1,"old":'), "item_id is 5.0"),
     (topics.ENGAGEMENTS, records.encode(engagement(PLAIN[2], 1, "poke")), 'kind is "poke"'),
 ]
 
