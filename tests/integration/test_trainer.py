@@ -162,7 +162,7 @@ EVERY_OPTION = {"delayed_feedback": "defer", "satisfaction": "duration", "gbpo":
 def test_killed_again_and_again_the_weights_are_those_of_an_unbroken_run(prepared: Services, options: dict[str, Any]) -> None:
     rows = answered(samples()) if options else samples()
     send(prepared, rows)
-    given = {"trainer": {"batch": BATCH, "checkpoint_s": 0.2, **options}, "samples": {"attribution_window_s": 20}}
+    given = {"trainer": {"batch": BATCH, "checkpoint_s": 0.2, **options}, "samples": {"label_window_s": 5, "attribution_window_s": 20}}
     unbroken, broken = home_of(prepared, "unbroken", **given), home_of(prepared, "broken", **given)
     with trainer(unbroken, "--until-end") as child:
         assert child.wait(400) == 0, log_of(unbroken)

@@ -20,7 +20,7 @@ from streaming.records import Context, Labels, Sample
 
 
 def settings(**trainer: object) -> Settings:
-    return Settings.model_validate({"samples": {"attribution_window_s": 2}, "trainer": {"batch": 16, **trainer}})
+    return Settings.model_validate({"samples": {"label_window_s": 1, "attribution_window_s": 2}, "trainer": {"batch": 16, **trainer}})
 
 
 def small_bundle() -> bundle.Bundle:
