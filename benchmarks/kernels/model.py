@@ -73,14 +73,14 @@ def ours(model: Decoder, inputs: Sequence[Context], widths: Sequence[int], trie:
     return run
 
 
-def recorded(model: Decoder, inputs: Sequence[Context], widths: Sequence[int]) -> Callable[[int], Found]:
+def recorded(model: Decoder, inputs: Sequence[Context], widths: Sequence[int], trie: Prefixes | None = None) -> Callable[[int], Found]:
     """`ours` as one CUDA graph over buffers that input set i is copied into."""
     first = inputs[0]
     keys = tuple(key.clone() for key in first.keys)
     values = keys if first.values is first.keys else tuple(value.clone() for value in first.values)
     buffers = Context(keys, values, first.bias.clone())
     found: list[Found] = []
-    search_buffers = ours(model, [buffers], widths)
+    search_buffers = ours(model, [buffers], widths, trie)
     graph = record(lambda index: found.append(search_buffers(index)), 1, 1)
 
     def run(index: int) -> Found:

@@ -77,7 +77,7 @@ class Bench:
             key = point[2:] in self.grid.key
             return self._searches(point, searches.unconstrained(point.width, levels, self.grid.narrow, key=key, cuda=cuda), seconds)
         if point.part == "constrained":
-            variants = timing.guarded(lambda: searches.constrained(point.width, levels, self.trie, self.tables))
+            variants = timing.guarded(lambda: searches.constrained(point.width, levels, self.trie, self.tables, cuda=cuda))
             return [_skipped("all", variants.reason)] if isinstance(variants, Skip) else self._searches(point, variants, seconds)
         return self._searches(point, searches.through_compiler(point.case, point.width, levels, cuda=cuda), seconds)
 

@@ -30,9 +30,9 @@ def ours(widths: tuple[int, ...], trie: Trie | None = None, *, same: bool = True
     return Variant(lambda decoder, inputs: model.ours(decoder, inputs, widths, trie), widths, same)
 
 
-def recorded(widths: tuple[int, ...], *, same: bool = True) -> Variant:
+def recorded(widths: tuple[int, ...], trie: Trie | None = None, *, same: bool = True) -> Variant:
     """This project's search as one CUDA graph."""
-    return Variant(lambda decoder, inputs: model.recorded(decoder, inputs, widths), widths, same)
+    return Variant(lambda decoder, inputs: model.recorded(decoder, inputs, widths, trie), widths, same)
 
 
 def written(widths: tuple[int, ...], style: eager.Style) -> Variant:
@@ -79,14 +79,15 @@ def unconstrained(width: int, levels: int, narrow: tuple[int, ...], *, key: bool
     return variants
 
 
-def constrained(width: int, levels: int, trie: Trie, tables: Static) -> Mapping[str, Variant]:
+def constrained(width: int, levels: int, trie: Trie, tables: Static, *, cuda: bool) -> Mapping[str, Variant]:
     """Searches in a catalogue, and the same without, which shows what the catalogue costs."""
     widths = (width,) * levels
-    return {
-        "ours": ours(widths, trie),
+    variants = {"ours": ours(widths, trie)} | ({RECORDED: recorded(widths, trie)} if cuda else {})
+    variants |= {
         "STATIC-style": written(widths, eager.Style(repeat=False, step=tables.step)),
         "ours, unconstrained": ours(widths, same=False),
     }
+    return variants | ({f"{RECORDED}, unconstrained": recorded(widths, same=False)} if cuda else {})
 
 
 def through_compiler(case: str, width: int, levels: int, *, cuda: bool) -> Mapping[str, Variant]:

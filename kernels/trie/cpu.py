@@ -46,3 +46,26 @@ def child_sparse(
     if live is not None:
         there &= (live[place // WORD] >> (place % WORD).int() & 1).bool()
     return torch.where(there, edge, -1)
+
+
+def edges_of(node: Tensor, base: Tensor, offset: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+    """The row int64[T] of each edge int64[T], alive or not, of the nodes int64[M] of a sparse level."""
+    known = node.clamp(min=0)
+    first = gather_start(base, offset, shift, known)
+    count = (gather_start(base, offset, shift, known + 1) - first) * (node >= 0)
+    owner = torch.repeat_interleave(count)
+    # From the position among all to that among the edges of the level, per node.
+    back = first - count.cumsum(0) + count
+    return owner, torch.arange(len(owner), device=node.device).add_(back[owner])
+
+
+def words_sparse(node: Tensor, tokens: Tensor, live: Tensor, base: Tensor, offset: Tensor, shift: int, vocabulary: int) -> Tensor:
+    """See `ops.words_sparse`."""
+    owner, edge = edges_of(node, base, offset, shift)
+    words = -(-vocabulary // WORD)
+    token = unsigned(tokens[edge])
+    there = live[edge // WORD] >> (edge % WORD).int() & 1
+    found = torch.zeros(len(node) * words, dtype=torch.int32, device=node.device)
+    # No bit is added twice, so a sum of bits is their union.
+    found.index_add_(0, owner * words + token // WORD, there << (token % WORD).int())
+    return found.view(len(node), words)

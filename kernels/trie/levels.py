@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.bits import unpack
 from kernels.trie import ops
-from kernels.trie.cpu import popcount
+from kernels.trie.cpu import edges_of, popcount
 from kernels.trie.reference import WORD, gather_start, unsigned
 
 SHIFT = 3
@@ -190,46 +190,14 @@ class Sparse(Level):
         return ops.child_sparse(node, token, self.token, live, *self.starts.tensors, self.starts.shift, self.most)
 
     def children(self, node: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        owner, edge = self._edges(node)
+        owner, edge = edges_of(node, self.starts.base, self.starts.offset, self.starts.shift)
         alive = self.alive(edge)
         owner, edge = owner[alive], edge[alive]
         offsets = torch.searchsorted(owner, torch.arange(len(node) + 1, device=node.device))
         return offsets, unsigned(self.token[edge]), edge
 
-    def _edges(self, node: Tensor) -> tuple[Tensor, Tensor]:
-        """The row int64[T] of each edge int64[T], alive or not, of the nodes int64[M]."""
-        known = node.clamp(min=0)
-        first = self.starts[known]
-        count = (self.starts[known + 1] - first) * (node >= 0)
-        owner = torch.repeat_interleave(count)
-        # From the position among all to that among the edges of the level, per node.
-        shift = first - count.cumsum(0) + count
-        return owner, torch.arange(len(owner), device=node.device).add_(shift[owner])
-
     def words(self, node: Tensor) -> Tensor:
-        if node.is_cuda:
-            return self.words_padded(node)
-        owner, edge = self._edges(node)
-        return self._packed(owner, unsigned(self.token[edge]), self.alive(edge).int(), len(node))
-
-    def words_padded(self, node: Tensor) -> Tensor:
-        """As `words`, by as many children of every node as the one with most has: more work, but its size does not depend on them."""
-        known = node.clamp(min=0)
-        first, last = self.starts[known].unsqueeze(1), self.starts[known + 1].unsqueeze(1)
-        edge = first + torch.arange(self.most, device=node.device)
-        there = (edge < last) & (node >= 0).unsqueeze(1)
-        edge = edge.clamp(max=self.edges - 1)
-        there &= self.alive(edge)
-        owner = torch.arange(len(node), device=node.device).unsqueeze(1).expand_as(edge)
-        return self._packed(owner, unsigned(self.token[edge]), there.int(), len(node))
-
-    def _packed(self, owner: Tensor, token: Tensor, there: Tensor, rows: int) -> Tensor:
-        """int32[rows, ceil(vocabulary / 32)]: the bits of the tokens int64[...] of each owner int64[...] where `there` int32[...] is 1."""
-        words = -(-self.vocabulary // WORD)
-        found = torch.zeros(rows * words, dtype=torch.int32, device=token.device)
-        # No bit is added twice, so a sum of bits is their union.
-        found.index_add_(0, (owner * words + token // WORD).flatten(), (there << (token % WORD).int()).flatten())
-        return found.view(rows, words)
+        return ops.words_sparse(node, self.token, self.live, *self.starts.tensors, self.starts.shift, self.vocabulary)
 
     def any_alive(self, node: Tensor) -> Tensor:
         found = torch.zeros(len(node), dtype=torch.bool, device=node.device)

@@ -61,6 +61,36 @@ def child_sparse(
     return cpu.child_sparse(node, token, tokens, live, base, offset, shift, most)
 
 
+@torch.library.custom_op("sidstream::trie_words_sparse", mutates_args=())
+def words_sparse(
+    node: Tensor,
+    tokens: Tensor,
+    live: Tensor,
+    base: Tensor,
+    offset: Tensor,
+    shift: int,
+    vocabulary: int,
+    backend: str = "auto",
+) -> Tensor:
+    """The bits int32[M, ceil(vocabulary / 32)] of the living children of each node int64[M] of a sparse level; none of node -1.
+
+    Args:
+        tokens, live: see `levels.Sparse`. base, offset, shift: see `child_dense`.
+    """
+    if dispatch.resolve(backend, node) == "triton":
+        from kernels.trie.triton import words_sparse as kernel
+
+        return kernel(node, tokens, live, base, offset, shift, vocabulary)
+    return cpu.words_sparse(node, tokens, live, base, offset, shift, vocabulary)
+
+
+@words_sparse.register_fake
+def _(
+    node: Tensor, tokens: Tensor, live: Tensor, base: Tensor, offset: Tensor, shift: int, vocabulary: int, backend: str = "auto"
+) -> Tensor:
+    return node.new_empty(len(node), -(-vocabulary // 32), dtype=torch.int32)
+
+
 @child_dense.register_fake
 @child_sparse.register_fake
 def _(node: Tensor, *_: object) -> Tensor:

@@ -72,6 +72,51 @@ def child_sparse_kernel(
     tl.store(child_ptr + row, tl.where(there, edge, -1).to(tl.int64), mask=inside)
 
 
+@triton.jit
+def words_sparse_kernel(
+    words_ptr, node_ptr, tokens_ptr, live_ptr, base_ptr, offset_ptr, WORDS: tl.constexpr, PADDED: tl.constexpr, SHIFT: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Grid (rows): the bits of a node's living children. Bits are joined by atomic or, whose result no order changes."""
+    row = tl.program_id(0).to(tl.int64)
+    node = tl.load(node_ptr + row)
+    known = node >= 0
+    node = tl.where(known, node, 0)
+    place = tl.arange(0, PADDED)
+    tl.store(words_ptr + row * WORDS + place, tl.zeros((PADDED,), tl.int32), mask=place < WORDS)
+    # Other threads join bits than those that cleared the words.
+    tl.debug_barrier()
+    first = _start(base_ptr, offset_ptr, node, known, SHIFT)
+    last = _start(base_ptr, offset_ptr, node + 1, known, SHIFT)
+    for begin in range(first, last, BLOCK):
+        edge = begin + tl.arange(0, BLOCK)
+        there = edge < last
+        there = there & (((tl.load(live_ptr + edge // 32, mask=there, other=0) >> (edge % 32)) & 1) == 1)
+        token = tl.load(tokens_ptr + edge, mask=there, other=0).to(tl.int32) & 0xFFFF
+        bit = tl.full((BLOCK,), 1, tl.int32) << (token % 32)
+        tl.atomic_or(words_ptr + row * WORDS + token // 32, bit, mask=there)
+
+
+def words_sparse(node: Tensor, tokens: Tensor, live: Tensor, base: Tensor, offset: Tensor, shift: int, vocabulary: int) -> Tensor:
+    """See `ops.words_sparse`."""
+    words = -(-vocabulary // 32)
+    found = node.new_empty(len(node), words, dtype=torch.int32)
+    if len(node):
+        words_sparse_kernel[(len(node),)](
+            found,
+            node.contiguous(),
+            tokens,
+            live,
+            base,
+            offset,
+            WORDS=words,
+            PADDED=triton.next_power_of_2(words),
+            SHIFT=shift,
+            BLOCK=BLOCK,
+        )
+    return found
+
+
 def child_dense(
     node: Tensor, token: Tensor, bits: Tensor, rank: Tensor, live: Tensor, base: Tensor, offset: Tensor, shift: int, vocabulary: int
 ) -> Tensor:

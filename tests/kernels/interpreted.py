@@ -216,6 +216,20 @@ def test_a_step_in_the_trie(dense_levels: int) -> None:
                 assert torch.equal(ops.child_sparse(*sparse, "triton"), cpu.child_sparse(*sparse))
 
 
+@pytest.mark.parametrize("codes", [300, 1000])
+def test_words_of_a_sparse_level(codes: int) -> None:
+    generator = torch.Generator().manual_seed(SEED)
+    sids = (codes * torch.rand(2000, 2, generator=generator)).long()
+    sids[:1200, 0] = 7
+    trie = Trie.build(*there(sids), (codes, codes), 0)
+    trie = trie.set_alive(torch.arange(0, len(trie), 3, device=DEVICE), False)
+    level = trie.levels[1]
+    assert level.most > 128  # more than one block of children
+    (node,) = there(torch.randint(-1, level.nodes, (70,), generator=generator))
+    arguments = (node, level.token, level.live, *level.starts.tensors, level.starts.shift, codes)  # type: ignore[union-attr]
+    assert torch.equal(ops.words_sparse(*arguments, "triton"), cpu.words_sparse(*arguments))
+
+
 def test_a_descent_to_the_nearest_sid() -> None:
     made, books, wanted = world(SEED)  # on a grid: sums of squares are exact in any order
     trie = Trie.build(*there(made.sids), made.code_counts)
