@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.trie import Trie
 from model.grm import Grm, Vocabulary, collate
-from model.online.engagement import LABELS, EngagementHead
+from model.online.engagement import LABELS, RatedHead
 from model.online.step import OnlineLearner
 from streaming.records import Sample
 
@@ -93,7 +93,7 @@ class Answer:
 class Version:
     """Weights to ask: a copy that was published, or the learner's own."""
 
-    def __init__(self, model: Grm, engagement: EngagementHead, vocabulary: Vocabulary, catalogue: Catalogue) -> None:
+    def __init__(self, model: Grm, engagement: RatedHead, vocabulary: Vocabulary, catalogue: Catalogue) -> None:
         self._model, self._engagement, self._vocabulary, self._catalogue = model, engagement, vocabulary, catalogue
         self.waiting: list[Question] = []
 
@@ -101,7 +101,9 @@ class Version:
     def like(cls, learner: OnlineLearner, catalogue: Catalogue) -> Version:
         """A version of its own, with weights that are not the learner's yet."""
         config = learner.model.config
-        return cls(Grm(config), EngagementHead(config.d_model, config.codes, config.seed), learner.vocabulary, catalogue)
+        return cls(
+            Grm(config), RatedHead(config.d_model, config.codes, config.seed, learner.config.rate_rows), learner.vocabulary, catalogue
+        )
 
     def publish(self, learner: OnlineLearner) -> None:
         """Take over the learner's weights."""
@@ -125,7 +127,9 @@ class Version:
         batch = batch.with_targets([question.sid for question in asked])
         scores = self._model(batch)
         assert batch.targets is not None
-        logits = self._engagement(scores.summary, scores.log_prob, batch.targets)
+        users = torch.tensor([question.sample.user_id for question in asked])
+        items = torch.tensor([question.sample.item_id for question in asked])
+        logits = self._engagement(scores.summary, scores.log_prob, batch.targets, users, items)
         long_view = torch.sigmoid(logits[:, LABELS.index("long_view")].double()).tolist()
         hits: dict[int, list[float]] = {}
         searched = [question for question in asked if question.recall]

@@ -15,7 +15,7 @@ from torch import Tensor
 from model.grm import Grm, GrmBatch, Scores, Vocabulary, collate
 from model.grm.fit import FitConfig, Fitter, restore_slots, slots
 from model.online.conversion import ConversionConfig, Conversions, Shown
-from model.online.engagement import LABELS, EngagementHead, engagement_loss
+from model.online.engagement import LABELS, RatedHead, engagement_loss
 from model.online.floors import Floors
 from model.online.metrics import Prequential
 from model.online.satisfaction import SATISFYING, DurationRank
@@ -38,6 +38,7 @@ class LearnerConfig:
         beam: widths of that search.
         window: samples per metrics window.
         half_life: of the popularity floor, in targets.
+        rate_rows: users, and videos, whose rates of labels are counted apart.
         conversion: how conversions are predicted; None = they are not.
         satisfaction: what counts as a satisfying watch: the label `long_view`, or one that is long for a video of its duration.
         gbpo: what a policy gradient on what people said weighs beside the cross-entropy; 0 = there is none.
@@ -49,6 +50,7 @@ class LearnerConfig:
     beam: int = 16
     window: int = 2000
     half_life: float = 2000.0
+    rate_rows: int = 1 << 16
     conversion: ConversionConfig | None = None
     satisfaction: Literal["long_view", "duration"] = "long_view"
     gbpo: float = 0.0
@@ -108,7 +110,7 @@ class OnlineLearner:
         self.ledger = Ledger()
         self.floors = Floors(vocabulary, self.config.half_life)
         self.metrics = Prequential(model.config.levels, self.config.window)
-        self.engagement = EngagementHead(model.config.d_model, model.config.codes, model.config.seed)
+        self.engagement = RatedHead(model.config.d_model, model.config.codes, model.config.seed, self.config.rate_rows)
         self.fitter = Fitter(model, self.config.fit)
         self._engagement_optimizer = torch.optim.Adam(self.engagement.parameters(), lr=1e-3, fused=True)
         self.durations = DurationRank() if self.config.satisfaction == "duration" else None
@@ -314,17 +316,19 @@ class OnlineLearner:
         )
 
     def _engage(self, seen: Sequence[tuple[Sequence[_Target], Scores, Tensor]]) -> None:
-        """Predict clicks and long views of everything that was scored, record, then fit the head once."""
+        """Predict clicks and long views of everything that was scored, record, then fit the head once, and count."""
         if not seen:
             return
         targets = [target for group, _, _ in seen for target in group]
+        users = [target.row.user_id for target in targets]
+        shown = torch.tensor(users), torch.tensor([target.row.item_id for target in targets])
         logits = self.engagement(
             torch.cat([scores.summary for _, scores, _ in seen]),
             torch.cat([scores.log_prob for _, scores, _ in seen]),
             torch.cat([codes for _, _, codes in seen]),
+            *shown,
         )
         outcomes = torch.tensor([[_outcome(target.row.labels, label) for label in LABELS] for target in targets])
-        users = [target.row.user_id for target in targets]
         for column, label in enumerate(LABELS):
             known = (~outcomes[:, column].isnan()).nonzero().squeeze(1).tolist()
             probability = torch.sigmoid(logits[:, column].detach().double())[known].tolist()
@@ -336,6 +340,7 @@ class OnlineLearner:
             self._engagement_optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self._engagement_optimizer.step()
+        self.engagement.rates.learn(*shown, outcomes)
 
     def _convert(self, seen: Sequence[tuple[Sequence[_Target], Scores, Tensor]], late: Sequence[Any]) -> None:
         """Predict conversions of everything that was scored, learn what the mode ingests, and record what is known for good."""

@@ -108,7 +108,7 @@ def test_without_feedback_the_option_changes_no_step(world: SmallWorld) -> None:
     two.step(rows)
     assert one.config.to_json()["gbpo"] == SHARE
     assert all(torch.equal(tensor, two.state().tensors[name]) for name, tensor in one.state().tensors.items())
-    assert two.config.to_json().keys() == {"fit", "chunk", "recall_share", "beam", "window", "half_life"}
+    assert two.config.to_json().keys() == {"fit", "chunk", "recall_share", "beam", "window", "half_life", "rate_rows"}
 
 
 @pytest.mark.parametrize("weight", [1.0, 2.0])
