@@ -223,7 +223,7 @@ def test_conversions_change_nothing_else_of_the_learner(world: SmallWorld) -> No
     assert added
     assert same({name: tensor for name, tensor in state.tensors.items() if name not in added}, plain.tensors)
     assert plain.facts.keys() == {"counters", "floors", "metrics", "generated"}
-    assert without.config.to_json().keys() == {"fit", "chunk", "recall_share", "beam", "window", "half_life"}
+    assert without.config.to_json().keys() == {"fit", "chunk", "recall_share", "beam", "window", "half_life", "rate_rows"}
     assert with_them.config.to_json()["conversion"]["mode"] == "es_dfm"
 
 
