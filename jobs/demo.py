@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -311,8 +312,8 @@ def feature_drain(ends: Endpoints) -> FeatureDrain:
 
 def page(run: Run, settings: Settings) -> None:
     """The loop for people: everything runs, simulated users come and go until Ctrl-C."""
-    run.call("up", "--detach")
     try:
+        run.call("up", "--detach")
         address = endpoints(settings, run.home).http
         click.echo(f"\n  sidstream is running:  {address}\n  logs in {run.home}/logs · Ctrl-C stops everything\n")
         done = subprocess.run(run.sidstream("simulate", "--seed", str(run.seed)), env=run.environment)
@@ -364,6 +365,9 @@ def command(
     except ConfigError as error:
         raise click.ClickException(str(error)) from error
     run = Run(home, path, source, folder, impressions, speed, seed)
+    # The supervisor outlives this command unless it is told to stop, whoever ends the command.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     if not headless:
         page(run, settings)
         return

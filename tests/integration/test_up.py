@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient, NewTopic
@@ -174,6 +175,22 @@ def test_a_signal_to_up_in_the_foreground_stops_everything(one: Home, number: si
     assert child.returncode == 0
     assert said.strip().endswith("stopped")
     assert not redis.healthy(url)
+
+
+def test_a_demo_that_is_ended_stops_what_it_has_started(one: Home) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", "demo"], env={**os.environ, "SIDSTREAM_HOME": str(one.folder)}, stdout=subprocess.PIPE, text=True
+    )
+
+    def family() -> list[psutil.Process]:
+        supervisor = one.state().get("pids", {}).get("supervisor")
+        return [] if supervisor is None else [psutil.Process(supervisor), *psutil.Process(supervisor).children(recursive=True)]
+
+    await_true(lambda: len(family()) > 1, "parts are starting", 60)
+    started = family()
+    child.terminate()
+    child.communicate(timeout=60)
+    assert psutil.wait_procs(started, timeout=10)[1] == []
 
 
 def test_a_configured_port_in_use_is_one_line(one: Home) -> None:
