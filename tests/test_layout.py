@@ -41,6 +41,10 @@ def test_no_file_names_a_path_of_one_machine() -> None:
     assert found(MACHINE_PATH) == []
 
 
+def test_no_merge_was_left_half_done() -> None:
+    assert found(re.compile(r"^(?:<{7}|>{7}) ", re.MULTILINE)) == []
+
+
 def test_nothing_is_loaded_by_pickle() -> None:
     assert [hit for hit in found(re.compile(r"\bpickle\.loads?\(|(?<!safetensors\.)torch\.load\(")) if not hit.startswith("tests/")] == []
 
