@@ -15,8 +15,18 @@ MULTIPROCESSORS = 132
 GROUP = 8
 """Row tiles of a product whose column tiles run one after the other, before the next row tiles."""
 
+FEW_ROWS = 1024
+"""Up to so many rows the kernels of a search are shorter than what it takes to start them."""
+
+FUSED_WIDTHS = (16, 32, 64)
+"""Widths of a head whose queries `projected_attention` makes itself: a tile of them stays in registers."""
+
 MOST_CANDIDATES = 1 << 15
 """Numbers that one program of `beam_select` holds: its prefix sum counts in 16 bits."""
+
+
+FIRST_CANDIDATES = 1 << 14
+"""Numbers among which a descent of `beam_select` begins, rather than one level higher: a level more costs as much as twice the numbers."""
 
 
 class Tile(NamedTuple):
@@ -34,6 +44,12 @@ class Tile(NamedTuple):
     persistent: bool = False
 
 
+NARROW = (Tile(64, 64, 128, 4, 4), Tile(128, 64, 128, 8, 3), Tile(128, 128, 64, 8, 4))
+WIDE = (Tile(64, 256, 64, 4, 3), Tile(128, 256, 64, 8, 3))
+"""Tiles of few rows. A program of any has more than half of a multiprocessor's shared memory: two that share one would each be half as
+fast, and those of the next kernel, which starts early, would be put beside them while other multiprocessors are idle."""
+
+
 def programs(device: torch.device, tile: Tile) -> int:
     """The most programs of a product with such tiles. A CPU, where the interpreter runs, has two, so that the loop is seen to work."""
     if not tile.persistent:
@@ -41,36 +57,46 @@ def programs(device: torch.device, tile: Tile) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
 
 
-def projection(rows: int, itemsize: int) -> Tile:
-    """Tile of `proj_pyramid`; the columns are a multiple of the coarse groups' fine ones and do not depend on the rows.
-
-    A row's bits follow from depth and columns alone, which is what keeps a request independent of its batch.
-    """
+def projection(rows: int, itemsize: int, masked: bool) -> Tile:
+    """Tile of `proj_pyramid`; its columns are a multiple of those that make a part of a log-sum-exp."""
     if itemsize == 4:
         return Tile(64, 128, 32, 8, 3)
-    return Tile(64 if rows <= 64 else 128, 128, 64, 4 if rows <= 64 else 8, 3)
+    if rows <= 64:
+        return Tile(64, 128, 128, 4, 3)
+    # A mask takes the registers that the larger tile would need.
+    return Tile(128, 128, 64, 8, 3) if masked else Tile(128, 256, 64, 8, 3)
 
 
-def linear(rows: int, columns: int, itemsize: int) -> Tile:
+def linear(rows: int, columns: int, depth: int, itemsize: int) -> Tile:
     """Tile of the fused linear layers: few rows must still fill all multiprocessors, many want large tiles."""
     if itemsize == 4:
         return Tile(64, 64, 32, 4, 3, rows > 128)
     if rows <= 128:
-        return Tile(64, 32, 256, 4, 3)
-    if rows <= 1024:
-        return Tile(64, 128, 64, 4, 4) if columns > 2048 else Tile(64, 64, 128, 4, 3)
+        return Tile(64, 32, 256, 4, 4)
+    if rows <= FEW_ROWS:
+        fitting = WIDE if columns > 2048 else NARROW
+        return next((tile for tile in fitting if _tiles(tile, rows, columns) <= MULTIPROCESSORS), fitting[-1])
     # Whichever takes less time in whole rounds of all multiprocessors; the smaller tile is a tenth less efficient.
     large, small = Tile(128, 256, 64, 8, 4, True), Tile(128, 128, 64, 8, 4, True)
     return large if 2 * _rounds(large, rows, columns) <= 1.1 * _rounds(small, rows, columns) else small
 
 
 def _rounds(tile: Tile, rows: int, columns: int) -> int:
-    return -(-(-(-rows // tile.rows) * -(-columns // tile.columns)) // MULTIPROCESSORS)
+    return -(-_tiles(tile, rows, columns) // MULTIPROCESSORS)
+
+
+def _tiles(tile: Tile, rows: int, columns: int) -> int:
+    return -(-rows // tile.rows) * -(-columns // tile.columns)
 
 
 def attention(itemsize: int, width: int) -> Tile:
     """Tile of `context_attention`: query rows and context positions; depth is the head's width."""
     return Tile(64, 32 if itemsize == 4 else 64, width, 4, 2 if itemsize == 4 else 3)
+
+
+def projected_attention(itemsize: int) -> Tile:
+    """Tile of `projected_attention`: beams and context positions; the depth is that of the queries' product."""
+    return Tile(64, 32, 32, 4, 2) if itemsize == 4 else Tile(64, 64, 128, 4, 4)
 
 
 def pass_columns(vocabulary: int) -> int:
@@ -80,4 +106,4 @@ def pass_columns(vocabulary: int) -> int:
 
 def selection_warps(candidates: int) -> int:
     """Warps of `beam_select` for its widest stage: 16 candidates a thread, up to the most threads that a block may have."""
-    return 4 if candidates <= 1024 else 8 if candidates <= 4096 else 16 if candidates <= 8192 else 32
+    return 4 if candidates <= 1024 else 8 if candidates <= 4096 else 16

@@ -10,6 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels import overlap
+from kernels.overlap import let_next_start, wait
+
 # Beams per program: small, for a launch of few beams must still fill the GPU, and the gathers are latency, not bandwidth.
 BEAMS = 16
 # Slots per program of `advance`.
@@ -20,9 +23,11 @@ ADVANCED = 128
 def beam_self_attention_kernel(
     qkv_ptr, keys_ptr, values_ptr, ancestors_ptr, out_ptr, W, scale,
     STEP: tl.constexpr, L: tl.constexpr, S: tl.constexpr, H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DP: tl.constexpr,
-    BW: tl.constexpr,
+    BW: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of beams, query heads, requests); the first head of a group writes the group's keys and values."""
+    let_next_start(OVERLAP)
+    wait(OVERLAP)
     head = tl.program_id(1)
     request = tl.program_id(2).to(tl.int64)
     group = head // (H // G)
@@ -61,9 +66,11 @@ def beam_self_attention_kernel(
 @triton.jit
 def advance_kernel(
     ancestors_ptr, codes_ptr, parent_ptr, token_ptr, new_ancestors_ptr, new_codes_ptr, W, K,
-    STEP: tl.constexpr, L: tl.constexpr, S: tl.constexpr, BW: tl.constexpr,
+    STEP: tl.constexpr, L: tl.constexpr, S: tl.constexpr, BW: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid (tiles of slots, requests): what a beam carries along, its ancestors and its codes."""
+    let_next_start(OVERLAP)
+    wait(OVERLAP)
     request = tl.program_id(1).to(tl.int64)
     slot = tl.program_id(0) * BW + tl.arange(0, BW)
     kept = slot < K
@@ -92,7 +99,7 @@ def advance(ancestors: Tensor, codes: Tensor, parent: Tensor, token: Tensor) -> 
     longer = codes.new_empty(batch, kept, step + 1)
     advance_kernel[(triton.cdiv(max(slots, kept), ADVANCED), batch)](
         ancestors.contiguous(), codes.contiguous(), parent.contiguous(), token.contiguous(), table, longer, beams, kept,
-        STEP=step, L=steps, S=slots, BW=ADVANCED, num_warps=4,
+        STEP=step, L=steps, S=slots, BW=ADVANCED, num_warps=4, **overlap.options(codes.device),
     )  # fmt: skip
     return table, longer
 
@@ -106,5 +113,6 @@ def beam_self_attention(qkv: Tensor, keys: Tensor, values: Tensor, ancestors: Te
     beam_self_attention_kernel[(triton.cdiv(beams, BEAMS), heads, batch)](
         qkv.contiguous(), keys, values, ancestors.contiguous(), out, beams, width**-0.5,
         STEP=step, L=steps, S=slots, H=heads, G=groups, D=width, DP=triton.next_power_of_2(width), BW=BEAMS, num_warps=4,
+        **overlap.options(qkv.device),
     )  # fmt: skip
     return out

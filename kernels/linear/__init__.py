@@ -62,6 +62,11 @@ def epsilon(dtype: torch.dtype) -> float:
     return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
 
 
+def aligned(x: Tensor) -> bool:
+    """Whether a GPU's copy engine can read the rows of [M, d]."""
+    return x.shape[1] * x.element_size() % ALIGNMENT == 0
+
+
 def fold(gain: Tensor, weight: Tensor) -> Tensor:
     """The weight [n, d] of a product whose input is not multiplied by gain [d] any more."""
     return weight * gain
@@ -140,8 +145,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | No
 
 def _plain(backend: str, x: Tensor) -> bool:
     """Whether plain torch computes: also what a GPU's copy engine cannot read, unless the kernel was asked for."""
-    aligned = x.shape[1] * x.element_size() % ALIGNMENT == 0
-    return dispatch.resolve(backend if aligned or backend != "auto" else "torch", x) == "torch"
+    return dispatch.resolve(backend if aligned(x) or backend != "auto" else "torch", x) == "torch"
 
 
 @torch.library.custom_op("sidstream::fused_linear", mutates_args=())
@@ -198,4 +202,4 @@ def _(token: Tensor, table: Tensor, position: Tensor, backend: str) -> tuple[Ten
     return table.new_empty(len(token), table.shape[1]), table.new_empty(len(token), -(-table.shape[1] // PART), dtype=dtype)
 
 
-__all__ = ["embed", "epsilon", "fold", "linear", "linear_squares", "part_squares", "reference", "rms_norm", "rmsnorm_linear"]
+__all__ = ["aligned", "embed", "epsilon", "fold", "linear", "linear_squares", "part_squares", "reference", "rms_norm", "rmsnorm_linear"]

@@ -17,6 +17,11 @@ def part_squares(x: Tensor) -> Tensor:
     return torch.stack([part.square().sum(1) for part in wide.split(PART, 1)], 1)
 
 
+def scaled(x: Tensor, squares: Tensor, eps: float) -> Tensor:
+    """Rows [M, d] divided by their root mean square, of which `squares` [M, parts] are the parts."""
+    return (x * torch.rsqrt(squares.sum(1, keepdim=True) / x.shape[1] + eps)).to(x.dtype)
+
+
 def fused_linear(
     x: Tensor,
     squares: Tensor | None,
@@ -27,9 +32,7 @@ def fused_linear(
     eps: float,
 ) -> Tensor:
     """`activation(x / sqrt(sum(squares) / d + eps) @ weight.T + bias) + residual`; no norm without squares."""
-    if squares is not None:
-        x = (x * torch.rsqrt(squares.sum(1, keepdim=True) / x.shape[1] + eps)).to(x.dtype)
-    y = linear(x, weight, bias)
+    y = linear(x if squares is None else scaled(x, squares, eps), weight, bias)
     if activation == "relu2":
         y = relu(y).square()
     return y if residual is None else y + residual

@@ -16,8 +16,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels import config
+from kernels import config, overlap
 from kernels.linear.reference import PART
+from kernels.overlap import fetch, let_next_start, wait
 
 ROWS = 16
 """Rows of one program of `embed`."""
@@ -45,40 +46,57 @@ def _part_squares(x, left_ptr, row, tile, inside, N: tl.constexpr, BM: tl.conste
 
 
 @triton.jit
+def inverse_rms(squares_ptr, row, live, D, eps, PARTS: tl.constexpr, PADDED: tl.constexpr):
+    """What a norm multiplies rows by, from the PARTS of their squares."""
+    part = tl.arange(0, PADDED)
+    squares = tl.load(squares_ptr + row[:, None] * PARTS + part[None, :], mask=live[:, None] & (part < PARTS)[None, :], other=0.0)
+    return tl.rsqrt(tl.sum(squares, axis=1) / D + eps)
+
+
+@triton.jit
 def fused_linear_kernel(
-    x_desc, weight_desc, bias_ptr, residual_ptr, squares_ptr, left_ptr, out_ptr, M, D, eps,
+    x_desc, weight_desc, weight_ptr, bias_ptr, residual_ptr, squares_ptr, left_ptr, out_ptr, M, D, eps,
     N: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, PART: tl.constexpr,
     PARTS: tl.constexpr, PADDED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, RELU2: tl.constexpr, LEFT: tl.constexpr,
+    FEW: tl.constexpr, ITEM: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid (programs), each of which takes every num_programs-th tile. PARTS: of a row's squares, PADDED to a power of two; 0 = no norm.
 
+    FEW: rows, so that latency counts: weights are sent for before the rows are there, and squares are read before the product.
     D is no constant, or the loop over it would be unrolled.
     """
     tiles: tl.constexpr = (N + BN - 1) // BN
     blocks = tl.cdiv(M, BM)
+    let_next_start(OVERLAP)
+    if FEW and OVERLAP:
+        first_block, first_tile = place(tl.program_id(0), blocks, tiles, GROUP)
+        fetch(weight_ptr + first_tile * BN * D, tl.minimum(BN, N - first_tile * BN) * D, first_block, blocks, 128, ITEM)
+    wait(OVERLAP)
     for program in tl.range(tl.program_id(0), blocks * tiles, tl.num_programs(0), flatten=True):
         block, tile = place(program, blocks, tiles, GROUP)
-        y = tl.zeros((BM, BN), tl.float32)
-        for start in range(0, D, BK):
-            a = x_desc.load([block * BM, start])
-            b = weight_desc.load([tile * BN, start])
-            y = tl.dot(a, b.T, y, input_precision="ieee")
         row = block * BM + tl.arange(0, BM)
         column = tile * BN + tl.arange(0, BN)
         live = row < M
         row = row.to(tl.int64)
         # What a mask says is contiguous is written in wide stores; a column that is computed by `where` would be written one by one.
         inside = live[:, None] if N % BN == 0 else live[:, None] & (column < N)[None, :]
+        at = row[:, None] * N + column[None, :]
+        if FEW and PARTS > 0:
+            inverse = inverse_rms(squares_ptr, row, live, D, eps, PARTS, PADDED)
+        y = tl.zeros((BM, BN), tl.float32)
+        for start in range(0, D, BK):
+            a = x_desc.load([block * BM, start])
+            b = weight_desc.load([tile * BN, start])
+            y = tl.dot(a, b.T, y, input_precision="ieee")
         if PARTS > 0:
-            part = tl.arange(0, PADDED)
-            squares = tl.load(squares_ptr + row[:, None] * PARTS + part[None, :], mask=live[:, None] & (part < PARTS)[None, :], other=0.0)
-            y *= tl.rsqrt(tl.sum(squares, axis=1) / D + eps)[:, None]
+            if not FEW:
+                inverse = inverse_rms(squares_ptr, row, live, D, eps, PARTS, PADDED)
+            y *= inverse[:, None]
         if BIAS:
             y += tl.load(bias_ptr + column, mask=column < N, other=0.0).to(tl.float32)[None, :]
         if RELU2:
             y = tl.maximum(y, 0.0)
             y = y * y
-        at = row[:, None] * N + column[None, :]
         if RESIDUAL:
             y += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
         stored = y.to(out_ptr.dtype.element_ty)
@@ -90,15 +108,18 @@ def fused_linear_kernel(
 
 @triton.jit
 def embed_kernel(
-    token_ptr, table_ptr, position_ptr, out_ptr, left_ptr, M, N: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, PART: tl.constexpr
+    token_ptr, stride, table_ptr, position_ptr, out_ptr, left_ptr, M,
+    N: tl.constexpr, BN: tl.constexpr, BM: tl.constexpr, PART: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
     """Grid (rows, columns): rows of a table by token, plus a row for all, and their squares."""
+    let_next_start(OVERLAP)
+    wait(OVERLAP)
     tile = tl.program_id(1)
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     column = tile * BN + tl.arange(0, BN)
     live = row < M
     inside = live[:, None] & (column < N)[None, :]
-    token = tl.load(token_ptr + row, mask=live, other=0).to(tl.int64)
+    token = tl.load(token_ptr + row * stride, mask=live, other=0).to(tl.int64)
     x = tl.load(table_ptr + token[:, None] * N + column[None, :], mask=inside, other=0.0)
     added = tl.load(position_ptr + column, mask=column < N, other=0.0)
     x = (x.to(tl.float32) + added.to(tl.float32)[None, :]).to(out_ptr.dtype.element_ty)
@@ -124,18 +145,19 @@ def fused_linear(
 ) -> tuple[Tensor, Tensor]:
     """See `kernels.linear._fused_linear`."""
     rows, columns = len(x), len(weight)
-    tile = config.linear(rows, columns, x.element_size())
+    tile = config.linear(rows, columns, x.shape[1], x.element_size())
     out = x.new_empty(rows, columns)
     left = x.new_empty(rows if with_squares else 0, parts(columns), dtype=torch.float32)
     tiles = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)
     known = 0 if squares is None else squares.shape[1]
     fused_linear_kernel[(min(tiles, config.programs(x.device, tile)),)](
-        TensorDescriptor.from_tensor(x, [tile.rows, tile.depth]), TensorDescriptor.from_tensor(weight, [tile.columns, tile.depth]),
+        TensorDescriptor.from_tensor(x, [tile.rows, tile.depth]), TensorDescriptor.from_tensor(weight, [tile.columns, tile.depth]), weight,
         out if bias is None else bias, out if residual is None else residual.contiguous(), out if squares is None else squares, left, out,
         rows, x.shape[1], eps,
         N=columns, BM=tile.rows, BN=tile.columns, BK=tile.depth, GROUP=config.GROUP, PART=PART,
         PARTS=known, PADDED=triton.next_power_of_2(max(known, 1)), BIAS=bias is not None, RESIDUAL=residual is not None,
-        RELU2=activation == "relu2", LEFT=with_squares, num_warps=tile.warps, num_stages=tile.stages,
+        RELU2=activation == "relu2", LEFT=with_squares, FEW=rows <= config.FEW_ROWS, ITEM=x.element_size(),
+        num_warps=tile.warps, num_stages=tile.stages, **overlap.options(x.device),
     )  # fmt: skip
     return out, left
 
@@ -147,6 +169,7 @@ def embed(token: Tensor, table: Tensor, position: Tensor) -> tuple[Tensor, Tenso
     left = table.new_empty(rows, parts(columns), dtype=torch.float32)
     width = max(PART, min(256, triton.next_power_of_2(columns)))
     embed_kernel[(triton.cdiv(rows, ROWS), triton.cdiv(columns, width))](
-        token.contiguous(), table, position, out, left, rows, N=columns, BN=width, BM=ROWS, PART=PART, num_warps=4
-    )
+        token, token.stride(0), table, position, out, left, rows, N=columns, BN=width, BM=ROWS, PART=PART, num_warps=4,
+        **overlap.options(table.device),
+    )  # fmt: skip
     return out, left

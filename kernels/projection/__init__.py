@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
+from kernels.linear import aligned, epsilon
 from kernels.projection import cpu, reference
 from kernels.projection.reference import COARSE, FINE
 
@@ -37,11 +38,13 @@ def proj_pyramid(
     hidden: Tensor,
     weight: Tensor,
     *,
+    squares: Tensor | None = None,
     bias: Tensor | None = None,
     extra: Tensor | None = None,
     node: Tensor | None = None,
     bitmask: Tensor | None = None,
     normalizer: str = "full",
+    eps: float | None = None,
     backend: str = "auto",
 ) -> Pyramid:
     """Logits `hidden @ weight.T + bias + extra` with their pyramid, in one pass.
@@ -49,6 +52,8 @@ def proj_pyramid(
     Args:
         hidden: [M, d], bfloat16, float16 or float32 (float64 with torch).
         weight: [V, d], of the same type.
+        squares: float32[M, parts], whose sum is each row's sum of squares: hidden is normed by it, as in `kernels.linear.rmsnorm_linear`,
+            whose `eps` is the default here too. Without it hidden is multiplied as it is.
         bias: [V]. extra: [M, V], what other sources add to the logits.
         node: int32[M], row of `bitmask` of each beam; -1 where nothing is allowed.
         bitmask: int32[nodes, ceil(V / 32)]; bit `t % 32` of word `t // 32` is set where token t is allowed.
@@ -60,9 +65,14 @@ def proj_pyramid(
     """
     check_projection(hidden, weight, bias, extra)
     check_mask(len(hidden), len(weight), node, bitmask, normalizer)
+    if squares is not None and (squares.dim() != 2 or len(squares) != len(hidden)):
+        raise ValueError(f"squares {list(squares.shape)}: [{len(hidden)}, parts] is expected")
+    eps = epsilon(hidden.dtype) if eps is None else eps
+    # What a GPU's copy engine cannot read is for plain torch, unless the kernel was asked for.
+    backend = backend if backend != "auto" or aligned(hidden) else "torch"
     if dispatch.direct(backend, hidden):
-        return Pyramid(*cpu.proj_pyramid(hidden, weight, bias, extra, node, bitmask, normalizer))
-    return Pyramid(*_proj_pyramid(hidden, weight, bias, extra, node, bitmask, normalizer, backend))
+        return Pyramid(*cpu.proj_pyramid(hidden, weight, squares, bias, extra, node, bitmask, normalizer, eps))
+    return Pyramid(*_proj_pyramid(hidden, weight, squares, bias, extra, node, bitmask, normalizer, eps, backend))
 
 
 def check_projection(hidden: Tensor, weight: Tensor, bias: Tensor | None, extra: Tensor | None) -> None:
@@ -109,18 +119,20 @@ def check_mask(rows: int, vocabulary: int, node: Tensor | None, bitmask: Tensor 
 def _proj_pyramid(
     hidden: Tensor,
     weight: Tensor,
+    squares: Tensor | None,
     bias: Tensor | None,
     extra: Tensor | None,
     node: Tensor | None,
     bitmask: Tensor | None,
     normalizer: str,
+    eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if dispatch.resolve(backend, hidden) == "triton":
         from kernels.projection.triton import proj_pyramid as kernel
 
-        return kernel(hidden, weight, bias, extra, node, bitmask, normalizer)
-    return cpu.proj_pyramid(hidden, weight, bias, extra, node, bitmask, normalizer)
+        return kernel(hidden.contiguous(), weight.contiguous(), squares, bias, extra, node, bitmask, normalizer, eps)
+    return cpu.proj_pyramid(hidden, weight, squares, bias, extra, node, bitmask, normalizer, eps)
 
 
 @_proj_pyramid.register_fake

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from kernels.bits import unpack
+from kernels.linear.reference import scaled
 from kernels.projection.reference import COARSE, FINE, group_maxima, valid, widen
 
 Rows = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -15,13 +16,17 @@ Rows = tuple[Tensor, Tensor, Tensor, Tensor]
 def proj_pyramid(
     hidden: Tensor,
     weight: Tensor,
+    squares: Tensor | None,
     bias: Tensor | None,
     extra: Tensor | None,
     node: Tensor | None,
     bitmask: Tensor | None,
     normalizer: str,
+    eps: float,
 ) -> Rows:
     """See `kernels.projection.proj_pyramid`."""
+    if squares is not None:
+        hidden = scaled(hidden, squares, eps)
     logits = widen(linear(hidden, weight, bias))
     return pyramid(logits if extra is None else logits + extra, node, bitmask, normalizer)
 

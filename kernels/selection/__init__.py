@@ -82,6 +82,7 @@ def proj_select(
     cumulative: Tensor,
     k: int,
     *,
+    squares: Tensor | None = None,
     bias: Tensor | None = None,
     extra: Tensor | None = None,
     node: Tensor | None = None,
@@ -92,12 +93,13 @@ def proj_select(
 
     Arguments, result and errors are those of the two.
     """
-    if cumulative.dim() == 2 and cumulative.shape[1] * len(weight) <= cpu.FEW and dispatch.direct(backend, hidden):
+    few = squares is None and cumulative.dim() == 2 and cumulative.shape[1] * len(weight) <= cpu.FEW
+    if few and dispatch.direct(backend, hidden):
         check_projection(hidden, weight, bias, extra)
         check_mask(len(hidden), len(weight), node, bitmask, "full")
         _check_beams(len(hidden), cumulative, k)
         return cpu.proj_select(hidden, weight, cumulative, k, bias, extra, node, bitmask)
-    rows = proj_pyramid(hidden, weight, bias=bias, extra=extra, node=node, bitmask=bitmask, backend=backend)
+    rows = proj_pyramid(hidden, weight, squares=squares, bias=bias, extra=extra, node=node, bitmask=bitmask, backend=backend)
     return beam_select(rows, cumulative, k, backend=backend)
 
 

@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels import config
+from kernels import config, overlap
+from kernels.overlap import let_next_start, wait
 from kernels.projection.reference import COARSE, FINE
 
 # Fan-out of every level: logits, fine, coarse, and a fourth level that the kernel takes from the coarse maxima when they are too many.
@@ -51,12 +52,10 @@ def _offsets(cumulative_ptr, normalizer_ptr, offset_ptr, W: tl.constexpr, WP: tl
 
 
 @triton.jit
-def _score_key(x, offset_ptr, row, there):
-    """Ordered score of values in rows; LOWEST where there is none."""
-    none: tl.constexpr = float("-inf")
-    offset = tl.load(offset_ptr + row, mask=there, other=none)
+def _score_key(x, offset, there):
+    """Ordered score of values in rows that are raised by an offset; LOWEST where there is none."""
     # What is invalid falls to -inf, and -inf + offset stays there; adding 0.0 makes -0.0 positive.
-    x = tl.where(x < float("inf"), x, none)
+    x = tl.where(x < float("inf"), x, float("-inf"))
     return tl.where(there, _ordered(x + offset + 0.0), LOWEST)
 
 
@@ -74,17 +73,21 @@ def _bounds(key, K: tl.constexpr):
 
 
 @triton.jit
-def _threshold(key, low, high, K: tl.constexpr):
+def _threshold(key, low, high, K: tl.constexpr, NEAR: tl.constexpr):
     """T in low ≤ T ≤ high with at least K keys ≥ T: the largest, or one with exactly K.
 
     Two pivots a round: a round is a sum over all threads, which takes as long for two counts in one number as for one.
+    NEAR: the threshold of a level is little above the one before, so the first round looks there.
     """
+    near = tl.full((), 1 if NEAR else 0, tl.int32)
     while low < high:
         # Thirds of what is left, rounded up; the distance of two int32 needs an unsigned one.
         span = high.to(tl.uint32) - low.to(tl.uint32)
         third = span // 3 + tl.where(span % 3 == 0, 0, 1).to(tl.uint32)
-        first = (low.to(tl.uint32) + third).to(tl.int32)
-        second = (first.to(tl.uint32) + (span - third + 1) // 2).to(tl.int32)
+        step = tl.where(near == 1, span // 256 + 1, third)
+        first = (low.to(tl.uint32) + step).to(tl.int32)
+        second = (first.to(tl.uint32) + tl.where(near == 1, span // 16, (span - third + 1) // 2)).to(tl.int32)
+        near = near * 0
         counts = tl.sum((key >= first).to(tl.int32) + ((key >= second).to(tl.int32) << 16), axis=0)
         more = counts & 0xFFFF
         fewer = (counts >> 16) & 0xFFFF
@@ -100,42 +103,79 @@ def _threshold(key, low, high, K: tl.constexpr):
 
 
 @triton.jit
-def _keep(key, kept_ptr, low, high, K: tl.constexpr, BLOCK: tl.constexpr):
-    """Store the positions of the first K of BLOCK by (key descending, position ascending), in ascending order; the threshold.
+def _keep(key, kept_ptr, low, high, K: tl.constexpr, GROUPS: tl.constexpr, NEAR: tl.constexpr):
+    """Store the positions of the first K of keys [GROUPS, FAN] by (key descending, position ascending), in ascending order; the threshold.
 
-    low, high: see `_threshold`. K groups ≥ T have K members ≥ T, and none is above the highest group, so the next level starts from both.
+    low, high, NEAR: see `_threshold`. K groups ≥ T have K members ≥ T, and none is above the highest group: the next level starts from
+    both.
 
     Positions alone: what they stand for is looked up again for the few that stay, or it would take registers from all.
     """
-    threshold = _threshold(key, low, high, K)
+    threshold = _threshold(_any_order(key, GROUPS), low, high, K, NEAR)
     above = (key > threshold).to(tl.int32)
     equal = (key == threshold).to(tl.int32)
-    room = K - tl.sum(above, axis=0)
-    # One prefix sum for both: at most K < 2^15 are above, and at most 2^15 are equal.
-    ranks = tl.cumsum((above << 16) | equal, axis=0)
+    # One prefix sum for both: at most K < 2^15 are above, and at most 2^15 are equal. Within groups and then over them: a prefix sum of all
+    # would add up every warp's part for every thread.
+    both = (above << 16) | equal
+    in_group = tl.sum(both, axis=1)
+    ranks = tl.cumsum(both, axis=1) + (tl.cumsum(in_group, axis=0) - in_group)[:, None]
+    room = K - (tl.sum(in_group, axis=0) >> 16)
     rank = ranks & 0xFFFF
     chosen = (above != 0) | ((equal != 0) & (rank <= room))
-    tl.store(kept_ptr + (ranks >> 16) + tl.minimum(rank, room) - 1, tl.arange(0, BLOCK), mask=chosen)
+    tl.store(kept_ptr + (ranks >> 16) + tl.minimum(rank, room) - 1, _positions(GROUPS), mask=chosen)
     # The next level is read by other threads than those that wrote.
     tl.debug_barrier()
     return threshold
 
 
 @triton.jit
-def _child(index, kept_ptr, K: tl.constexpr, GROUPS: tl.constexpr, CHILDREN: tl.constexpr):
-    """Row, place in the row, and presence of child `index % FAN` of kept group `index // FAN`, which is its row * GROUPS + place."""
-    group = tl.load(kept_ptr + index // FAN, mask=index < K * FAN, other=0)
-    row = group // GROUPS
-    place = (group - row * GROUPS) * FAN + index % FAN
-    return row, place, (index < K * FAN) & (place < CHILDREN)
+def _positions(GROUPS: tl.constexpr):
+    """0, 1, … as [GROUPS, FAN]."""
+    return tl.arange(0, GROUPS)[:, None] * FAN + tl.arange(0, FAN)[None, :]
 
 
 @triton.jit
-def _settle(raw_ptr, kept_ptr, next_ptr, K: tl.constexpr, KP: tl.constexpr, GROUPS: tl.constexpr, CHILDREN: tl.constexpr):
+def _any_order(x, GROUPS: tl.constexpr):
+    """The numbers of [GROUPS, FAN] in whatever order costs nothing."""
+    return tl.reshape(x, (GROUPS * FAN,), can_reorder=True)
+
+
+@triton.jit
+def _first_keys(values_ptr, offset_ptr, W: tl.constexpr, COUNT: tl.constexpr, GROUPS: tl.constexpr):
+    """Keys [GROUPS, FAN] of all W rows of COUNT values; a position is row * COUNT + place."""
+    index = _positions(GROUPS)
+    row = index // COUNT
+    none: tl.constexpr = float("-inf")
+    x = tl.load(values_ptr + index, mask=row < W, other=none)
+    return _score_key(x, tl.load(offset_ptr + row, mask=row < W, other=none), row < W)
+
+
+@triton.jit
+def _child_keys(values_ptr, offset_ptr, kept_ptr, K: tl.constexpr, GROUPS: tl.constexpr, PER_ROW: tl.constexpr, CHILDREN: tl.constexpr):
+    """Keys [GROUPS, FAN] of the children of K kept groups, each row * PER_ROW + place, in rows of CHILDREN values."""
+    slot = tl.arange(0, GROUPS)
+    group = tl.load(kept_ptr + slot, mask=slot < K, other=0)
+    row = group // PER_ROW
+    place = ((group - row * PER_ROW) * FAN)[:, None] + tl.arange(0, FAN)[None, :]
+    there = (slot < K)[:, None] & (place < CHILDREN)
+    none: tl.constexpr = float("-inf")
+    x = tl.load(values_ptr + (row * CHILDREN)[:, None] + place, mask=there, other=none)
+    return _score_key(x, tl.load(offset_ptr + row, mask=slot < K, other=none)[:, None], there)
+
+
+@triton.jit
+def _child(index, kept_ptr, K: tl.constexpr, PER_ROW: tl.constexpr):
+    """Row and place in the row of child `index % FAN` of kept group `index // FAN`, which is its row * PER_ROW + place."""
+    group = tl.load(kept_ptr + index // FAN, mask=index < K * FAN, other=0)
+    row = group // PER_ROW
+    return row, (group - row * PER_ROW) * FAN + index % FAN
+
+
+@triton.jit
+def _settle(raw_ptr, kept_ptr, next_ptr, K: tl.constexpr, KP: tl.constexpr, PER_ROW: tl.constexpr, CHILDREN: tl.constexpr):
     """Turn kept positions into row * CHILDREN + place, for the next level to open."""
     slot = tl.arange(0, KP)
-    index = tl.load(raw_ptr + slot, mask=slot < K, other=0)
-    row, place, _ = _child(index, kept_ptr, K, GROUPS, CHILDREN)
+    row, place = _child(tl.load(raw_ptr + slot, mask=slot < K, other=0), kept_ptr, K, PER_ROW)
     tl.store(next_ptr + slot, row * CHILDREN + place, mask=slot < K)
     tl.debug_barrier()
 
@@ -144,9 +184,11 @@ def _settle(raw_ptr, kept_ptr, next_ptr, K: tl.constexpr, KP: tl.constexpr, GROU
 def beam_select_kernel(
     logits_ptr, fine_ptr, coarse_ptr, normalizer_ptr, cumulative_ptr, offset_ptr, kept_ptr, score_ptr, parent_ptr, token_ptr,
     W: tl.constexpr, WP: tl.constexpr, V: tl.constexpr, K: tl.constexpr, KP: tl.constexpr, FINES: tl.constexpr, COARSES: tl.constexpr,
-    TOPS: tl.constexpr, LEVEL: tl.constexpr, FIRST: tl.constexpr, BLOCK: tl.constexpr,
+    TOPS: tl.constexpr, LEVEL: tl.constexpr, FIRST: tl.constexpr, OVERLAP: tl.constexpr,
 ):  # fmt: skip
-    """LEVEL at which the descent starts (3 top, 2 coarse, 1 fine, 0 logits), with FIRST ≥ its groups; BLOCK ≥ 16 K."""
+    """LEVEL at which the descent starts (3 top, 2 coarse, 1 fine, 0 logits), with FIRST * FAN ≥ its groups; KP ≥ K."""
+    let_next_start(OVERLAP)
+    wait(OVERLAP)
     request = tl.program_id(0).to(tl.int64)
     logits_ptr += request * W * V
     fine_ptr += request * W * FINES
@@ -163,59 +205,48 @@ def beam_select_kernel(
     none: tl.constexpr = float("-inf")
     # At the level where the descent starts, a position is row * groups + place already.
     if LEVEL == 3:
-        index = tl.arange(0, FIRST)
+        index = _positions(FIRST)
         row = index // TOPS
         place = index - row * TOPS
-        x = tl.full((FIRST,), none, tl.float32)
+        x = tl.full((FIRST, FAN), none, tl.float32)
         for part in range(FAN):
             child = place * FAN + part
             x = tl.maximum(x, tl.load(coarse_ptr + row * COARSES + child, mask=(row < W) & (child < COARSES), other=none))
-        key = _score_key(x, offset_ptr, row, row < W)
-        low, high = _bounds(key, K)
-        low = _keep(key, top_ptr, low, high, K, FIRST)
+        key = _score_key(x, tl.load(offset_ptr + row, mask=row < W, other=none), row < W)
+        low, high = _bounds(_any_order(key, FIRST), K)
+        low = _keep(key, top_ptr, low, high, K, FIRST, False)
     if LEVEL == 2:
-        index = tl.arange(0, FIRST)
-        row = index // COARSES
-        x = tl.load(coarse_ptr + index, mask=row < W, other=none)
-        key = _score_key(x, offset_ptr, row, row < W)
-        low, high = _bounds(key, K)
-        low = _keep(key, coarse_kept_ptr, low, high, K, FIRST)
+        key = _first_keys(coarse_ptr, offset_ptr, W, COARSES, FIRST)
+        low, high = _bounds(_any_order(key, FIRST), K)
+        low = _keep(key, coarse_kept_ptr, low, high, K, FIRST, False)
     if LEVEL == 3:
-        row, place, there = _child(tl.arange(0, BLOCK), top_ptr, K, TOPS, COARSES)
-        x = tl.load(coarse_ptr + row * COARSES + place, mask=there, other=none)
-        low = _keep(_score_key(x, offset_ptr, row, there), raw_ptr, low, high, K, BLOCK)
+        key = _child_keys(coarse_ptr, offset_ptr, top_ptr, K, KP, TOPS, COARSES)
+        low = _keep(key, raw_ptr, low, high, K, KP, True)
         _settle(raw_ptr, top_ptr, coarse_kept_ptr, K, KP, TOPS, COARSES)
     if LEVEL == 1:
-        index = tl.arange(0, FIRST)
-        row = index // FINES
-        x = tl.load(fine_ptr + index, mask=row < W, other=none)
-        key = _score_key(x, offset_ptr, row, row < W)
-        low, high = _bounds(key, K)
-        low = _keep(key, fine_kept_ptr, low, high, K, FIRST)
+        key = _first_keys(fine_ptr, offset_ptr, W, FINES, FIRST)
+        low, high = _bounds(_any_order(key, FIRST), K)
+        low = _keep(key, fine_kept_ptr, low, high, K, FIRST, False)
     if LEVEL >= 2:
-        row, place, there = _child(tl.arange(0, BLOCK), coarse_kept_ptr, K, COARSES, FINES)
-        x = tl.load(fine_ptr + row * FINES + place, mask=there, other=none)
-        low = _keep(_score_key(x, offset_ptr, row, there), raw_ptr, low, high, K, BLOCK)
+        key = _child_keys(fine_ptr, offset_ptr, coarse_kept_ptr, K, KP, COARSES, FINES)
+        low = _keep(key, raw_ptr, low, high, K, KP, True)
         _settle(raw_ptr, coarse_kept_ptr, fine_kept_ptr, K, KP, COARSES, FINES)
     slot = tl.arange(0, KP)
     if LEVEL == 0:
-        index = tl.arange(0, FIRST)
-        row = index // V
-        x = tl.load(logits_ptr + index, mask=row < W, other=none)
-        key = _score_key(x, offset_ptr, row, row < W)
-        low, high = _bounds(key, K)
-        low = _keep(key, raw_ptr, low, high, K, FIRST)
+        key = _first_keys(logits_ptr, offset_ptr, W, V, FIRST)
+        low, high = _bounds(_any_order(key, FIRST), K)
+        low = _keep(key, raw_ptr, low, high, K, FIRST, False)
         flat = tl.load(raw_ptr + slot, mask=slot < K, other=0)
         row = flat // V
         there = (slot < K) & (row < W)
     else:
-        row, place, there = _child(tl.arange(0, BLOCK), fine_kept_ptr, K, FINES, V)
-        x = tl.load(logits_ptr + row * V + place, mask=there, other=none)
-        low = _keep(_score_key(x, offset_ptr, row, there), raw_ptr, low, high, K, BLOCK)
-        row, place, there = _child(tl.load(raw_ptr + slot, mask=slot < K, other=0), fine_kept_ptr, K, FINES, V)
-        there = there & (slot < K)
+        key = _child_keys(logits_ptr, offset_ptr, fine_kept_ptr, K, KP, FINES, V)
+        low = _keep(key, raw_ptr, low, high, K, KP, True)
+        row, place = _child(tl.load(raw_ptr + slot, mask=slot < K, other=0), fine_kept_ptr, K, FINES)
+        there = (slot < K) & (place < V)
         flat = row * V + place
-    key = _score_key(tl.load(logits_ptr + flat, mask=there, other=none), offset_ptr, row, there)
+    x = tl.load(logits_ptr + flat, mask=there, other=none)
+    key = _score_key(x, tl.load(offset_ptr + row, mask=there, other=none), there)
     # Score and place in one number, the smaller place the larger: sorting it is the total order.
     packed = tl.sort((key.to(tl.int64) << 32) | (0x7FFFFFFF - flat).to(tl.int64), descending=True)
     key = (packed >> 32).to(tl.int32)
@@ -238,16 +269,16 @@ def plan(beams: int, vocabulary: int, k: int) -> dict[str, int]:
     level, groups = 0, beams * vocabulary
     # Where the groups of a level are no more than k, all of them would be kept: start below it.
     for higher, count in enumerate((beams * fines, beams * coarses, beams * tops), 1):
-        if count > k and groups > 16 * k:
+        if count > k and groups > min(32 * k, config.FIRST_CANDIDATES):
             level, groups = higher, count
     padded = triton.next_power_of_2(k)
-    first = max(triton.next_power_of_2(groups), padded)
+    first = max(triton.next_power_of_2(groups), 16 * triton.cdiv(padded, 16))
     if max(first, 16 * padded) > config.MOST_CANDIDATES or beams * vocabulary >= 2**31:
         raise ValueError(f'{beams} beams of {vocabulary} tokens, k {k}: too many for one program of the Triton kernel; use backend="torch"')
     return {
         "W": beams, "WP": triton.next_power_of_2(beams), "V": vocabulary, "K": k, "KP": padded,
         "FINES": fines, "COARSES": coarses, "TOPS": tops,
-        "LEVEL": level, "FIRST": first, "BLOCK": 16 * padded,
+        "LEVEL": level, "FIRST": first // 16,
     }  # fmt: skip
 
 
@@ -263,6 +294,7 @@ def beam_select(
     parent, token = (cumulative.new_empty(batch, k, dtype=torch.int32) for _ in range(2))
     beam_select_kernel[(batch,)](
         logits, fine, coarse, normalizer, cumulative.float().contiguous(), offset, kept, score, parent, token, **constants,
-        num_warps=config.selection_warps(max(constants["FIRST"], constants["BLOCK"] if constants["LEVEL"] else 0)),
+        num_warps=config.selection_warps(16 * max(constants["FIRST"], constants["KP"] if constants["LEVEL"] else 0)),
+        **overlap.options(logits.device, early=False),
     )  # fmt: skip
     return score, parent, token

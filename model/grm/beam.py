@@ -58,9 +58,8 @@ def search(
         growing = Growing(decoder, priors, context, max(kept[:-1], default=1), trie, avoid)
         for width in kept:
             growing.keep(*growing.select(width))
-        sids = growing.codes.masked_fill((growing.score == -torch.inf).unsqueeze(-1), -1)
-    # Out of inference mode these are tensors like any other: a caller may train on them.
-    return Beams(sids.clone(), growing.score.clone())
+    # Made out of inference mode these are tensors like any other: a caller may train on them.
+    return Beams(growing.codes.masked_fill((growing.score == -torch.inf).unsqueeze(-1), -1), growing.score.clone())
 
 
 class Growing:
@@ -98,11 +97,13 @@ class Growing:
         head: nn.Linear = self._decoder.heads[level]  # type: ignore[assignment]
         extra = [prior(self.codes).flatten(0, 1) for prior in self._priors]
         node, bitmask = self._allowed(level)
+        hidden, squares = self._expansion.hidden(self.codes, level)
         return proj_select(
-            self._expansion.hidden(self.codes, level),
-            head.weight,
+            hidden,
+            self._expansion.head(level),
             self.score,
             width,
+            squares=squares,
             bias=head.bias,
             extra=sum(extra[1:], extra[0]) if extra else None,
             node=node,

@@ -212,18 +212,21 @@ class Decoder(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(config.d_model, size, device=device) for size in config.codes)
         self._folded = Folded()
 
-    def normed(self) -> list[tuple[Normed, Normed, Normed | None]]:
-        """Gain and weight of the products that follow a norm, per layer: of cross- and self-attention, and of a feed-forward network that
-        is not experts.
+    def normed(self) -> tuple[list[tuple[Normed, Normed, Normed | None]], list[Normed]]:
+        """Gain and weight of the products that follow a norm: per layer of cross- and self-attention and of a feed-forward network that is
+        not experts, and per level of the head.
 
         On a GPU the gains are folded into copies of the weights. They stay where they are, so a captured graph may read them, and are made
         anew when this is called after a parameter has changed (by `.data` it changes unseen).
         """
-        raw = [_normed(block) for block in self.blocks if isinstance(block, Block)]
+        layers = [_normed(block) for block in self.blocks if isinstance(block, Block)]
+        heads: list[Normed] = [(norm.weight, head.weight) for norm, head in zip(self.norms, self.heads, strict=True)]  # type: ignore[misc]
         if not self.start.is_cuda:
-            return raw
-        folded = iter(self._folded.of([pair for layer in raw for pair in layer if pair is not None]))
-        return [((None, next(folded)), (None, next(folded)), None if ffn is None else (None, next(folded))) for _, _, ffn in raw]
+            return layers, heads
+        folded = iter(self._folded.of([pair for layer in (*layers, heads) for pair in layer if pair is not None]))
+        return [((None, next(folded)), (None, next(folded)), None if ffn is None else (None, next(folded))) for _, _, ffn in layers], [
+            (None, next(folded)) for _ in heads
+        ]
 
     def reset_parameters(self) -> None:
         """Small embeddings; residual branches shrink with depth; heads start flat, so the first loss is that of a uniform guess."""

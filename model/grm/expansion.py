@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kernels.beam_attention import advance, beam_self_attention, places
-from kernels.context_attention import context_attention
-from kernels.linear import embed, linear_squares, rms_norm, rmsnorm_linear
+from kernels.context_attention import projected_attention
+from kernels.linear import embed, linear_squares, part_squares, rms_norm, rmsnorm_linear
 from model.grm.decoder import Block, Context, Decoder, FeedForward
 
 
@@ -34,17 +34,24 @@ class Expansion:
         like, shape = context.keys[0], (len(lengths), config.levels, slots, config.self_groups, config.d_head)
         self._past = {layer: (like.new_empty(shape), like.new_empty(shape)) for layer in range(config.lazy_trunk, config.layers)}
         self._ancestors = torch.zeros(shape[:3], dtype=torch.int32, device=like.device)
-        self._normed = decoder.normed()
+        self._normed, self._heads = decoder.normed()
 
-    def hidden(self, codes: Tensor, level: int) -> Tensor:
-        """Normalised states float[B * W, d] that predict the code of `level`, which follows codes int64[B, W, level]."""
+    def hidden(self, codes: Tensor, level: int) -> tuple[Tensor, Tensor | None]:
+        """States float[B * W, d] that predict the code of `level`, which follows codes int64[B, W, level], and their squares where it is
+        the product with `head` that norms them."""
         hidden, squares = self._embed(codes, level)
         beams = codes.shape[1]
         place = None if level == 0 or hidden.is_cuda else places(self._ancestors, beams, level)
         for layer in self._past:
             hidden, squares = self._layer(layer, hidden, squares, beams, level, place)
-        gain: Tensor = self._decoder.norms[level].weight  # type: ignore[assignment]
-        return rms_norm(hidden, gain)
+        gain = self._heads[level][0]
+        if gain is not None:
+            return rms_norm(hidden, gain), None
+        return hidden, part_squares(hidden) if squares is None else squares
+
+    def head(self, level: int) -> Tensor:
+        """What the states of `hidden` are multiplied with, float[codes, d]."""
+        return self._heads[level][1]
 
     def advance(self, codes: Tensor, parent: Tensor, token: Tensor) -> Tensor:
         """Go on with those at `parent` int32[B, K] of the beams with codes int64[B, W, level], by `token` int32[B, K]; their codes."""
@@ -60,7 +67,7 @@ class Expansion:
         if level == 0:
             return embed(codes.new_zeros(len(codes)), decoder.start.unsqueeze(0), decoder.position[0])
         table: Tensor = decoder.codes[level - 1].weight  # type: ignore[assignment]
-        return embed(codes[..., -1].flatten(), table, decoder.position[level])
+        return embed(codes.flatten(0, 1)[:, -1], table, decoder.position[level])
 
     def _layer(
         self, layer: int, hidden: Tensor, squares: Tensor | None, beams: int, level: int, place: Tensor | None
@@ -69,11 +76,9 @@ class Expansion:
         block = self._decoder.blocks[layer]
         assert isinstance(block, Block)
         cross, own, inner = self._normed[layer]
-        query = rmsnorm_linear(hidden, *cross, squares=squares)
         keys, values = self._chunks[self._decoder.chunk(layer)]
-        mixed = context_attention(query.view(-1, beams, config.heads, config.d_head), keys, values, self._lengths)
-        assert isinstance(mixed, Tensor)
-        hidden, squares = linear_squares(mixed.view_as(hidden), block.cross.out.weight, hidden)
+        mixed = projected_attention(hidden, *cross, keys, values, self._lengths, heads=config.heads, squares=squares)
+        hidden, squares = linear_squares(mixed, block.cross.out.weight, hidden)
         qkv = rmsnorm_linear(hidden, *own, squares=squares)
         mixed = beam_self_attention(qkv.view(-1, beams, qkv.shape[1]), *self._past[layer], self._ancestors, level, place=place)
         hidden, squares = linear_squares(mixed.view_as(hidden), block.self.out.weight, hidden)

@@ -104,6 +104,18 @@ def test_projection(dtype: torch.dtype, rows: int, vocabulary: int, normalizer: 
     assert torch.equal(alone.logits, found.logits[1:3]) and torch.equal(alone.log_normalizer, found.log_normalizer[1:3])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [3, 1100])
+def test_projection_of_rows_that_it_norms(dtype: torch.dtype, rows: int) -> None:
+    generator = torch.Generator().manual_seed(SEED)
+    hidden, weight = there(*(torch.randn(*shape, generator=generator).to(dtype) for shape in ((rows, 40), (300, 40))))
+    squares = linear.part_squares(hidden)
+    found = projection.proj_pyramid(hidden, weight, squares=squares, eps=1e-6, backend="triton")
+    wide = projection.proj_pyramid(hidden.double(), weight.double(), squares=squares.double(), eps=1e-6, backend="torch")
+    assert relative(found.logits, wide.logits) < 1e-5
+    torch.testing.assert_close(found.log_normalizer.double(), wide.log_normalizer, atol=2e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("normalizer", ["full", "allowed"])
 def test_pyramid_of_masked_logits(normalizer: str) -> None:
     generator = torch.Generator().manual_seed(SEED)
@@ -149,6 +161,27 @@ def test_context_attention(dtype: torch.dtype, lengths: list[int] | None, beams:
     found, total = context_attention.context_attention(query, keys, values, count, with_lse=True, backend="triton")
     assert relative(found, exact) < rounding(dtype)
     torch.testing.assert_close(total.double(), lse, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lengths", [None, [70, 0, 33]])
+@pytest.mark.parametrize(("beams", "heads", "groups", "width"), [(1, 4, 1, 16), (70, 4, 2, 32)])
+def test_projected_attention(dtype: torch.dtype, lengths: list[int] | None, beams: int, heads: int, groups: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(SEED)
+    hidden, weight = torch.randn(3 * beams, 40, generator=generator), torch.randn(heads * width, 40, generator=generator) * 0.3
+    keys = torch.randn(3, groups, 70, width, generator=generator)
+    hidden, weight, keys = there(*(part.to(dtype) for part in (hidden, weight, keys)))
+    keys = keys.transpose(1, 2)
+    known = None if lengths is None else torch.tensor(lengths, device=DEVICE)
+    found = context_attention.projected_attention(hidden, None, weight, keys, keys, known, heads=heads, backend="triton")
+    exact = context_attention.projected_attention(
+        hidden.double(), None, weight.double(), keys.double(), keys.double(), known, heads=heads, backend="torch"
+    )
+    assert relative(found, exact) < 4 * rounding(dtype)
+    alone = context_attention.projected_attention(
+        hidden[:beams], None, weight, keys[:1], keys[:1], None if known is None else known[:1], heads=heads, backend="triton"
+    )
+    assert torch.equal(alone, found[:beams])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -151,12 +151,26 @@ CALLS = {
     ),
     "proj_pyramid": lambda: (
         projection._proj_pyramid,
-        (torch.randn(6, 8), torch.randn(70, 8), torch.randn(70), None, None, None, "full", "torch"),
+        (torch.randn(6, 8), torch.randn(70, 8), torch.rand(6, 1), torch.randn(70), None, None, None, "full", 1e-6, "torch"),
     ),
     "pyramid": lambda: (projection._pyramid, (torch.randn(6, 70), None, None, "full", "torch")),
     "context_attention": lambda: (
         context_attention._context_attention,
         (torch.randn(2, 3, 4, 8), torch.randn(2, 5, 2, 8), torch.randn(2, 5, 2, 8), torch.tensor([5, 2]).int(), False, "torch"),
+    ),
+    "projected_attention": lambda: (
+        context_attention._projected_attention,
+        (
+            torch.randn(6, 8),
+            torch.rand(6, 1),
+            torch.randn(32, 8),
+            torch.randn(2, 5, 2, 8),
+            torch.randn(2, 5, 2, 8),
+            torch.tensor([5, 2]).int(),
+            4,
+            1e-6,
+            "torch",
+        ),
     ),
     "beam_self_attention": lambda: (
         beam_attention._beam_self_attention,

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.config import FEW_ROWS
 from kernels.graph import StaticCall
 from kernels.trie import Trie
 from model.grm.beam import Beams, search
@@ -92,8 +93,9 @@ def test_in_float32_a_gpu_finds_what_a_cpu_finds(allowed: bool) -> None:
     assert (found.sids.cpu() == expected.sids).all(-1).float().mean() > 0.98  # equal scores to rounding may change places
 
 
-def test_a_request_alone_gives_the_bits_that_it_gives_in_a_batch() -> None:
+@pytest.mark.parametrize("batch", [4, FEW_ROWS // max(WIDTHS) + 4])
+def test_a_request_alone_gives_the_bits_that_it_gives_in_a_batch(batch: int) -> None:
     model = decoder(torch.bfloat16)
-    keys, bias = inputs(4, 3, torch.bfloat16)
+    keys, bias = inputs(batch, 3, torch.bfloat16)
     together, alone = find(model, keys, bias), find(model, keys[2:3].contiguous(), bias[2:3].contiguous())
     assert torch.equal(alone.sids[0], together.sids[2]) and torch.equal(alone.log_prob[0], together.log_prob[2])
