@@ -22,7 +22,7 @@ import json
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,10 +31,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from benchmarks import provenance
+from benchmarks.products import Recorded
 from model.grm import PRESETS, Grm, GrmConfig, Query, Vocabulary, collate, preset
 from model.online.step import OnlineLearner
 from streaming.records import Context, HistoryEntry, Labels, Sample
@@ -42,7 +42,6 @@ from streaming.records import Context, HistoryEntry, Labels, Sample
 SIDES = ("fused", "plain", "sparse")
 ITEMS, USERS = 200_000, 50_000
 NOW = 1_700_000_000_000
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 
 
 @dataclass(frozen=True)
@@ -105,31 +104,6 @@ class Together:
     def step(self) -> None:
         self.dense.step()
         self.tables.step()
-
-
-class Recorded(TorchDispatchMode):
-    """Keeps every matrix product of what runs under it, with its tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if name in PRODUCTS or name.startswith("_scaled_dot_product"):
-            self.calls.append((func, args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def replay_s(self, rounds: int) -> float:
-        """Seconds of all of them, one after the other: the least of `rounds`."""
-        taken = []
-        with torch.no_grad():
-            for _ in range(rounds):
-                began = time.perf_counter()
-                for func, args, kwargs in self.calls:
-                    func(*args, **kwargs)
-                taken.append(time.perf_counter() - began)
-        return min(taken)
 
 
 def vocabulary(config: GrmConfig, rng: np.random.Generator) -> Vocabulary:
@@ -220,7 +194,12 @@ class Side:
     def floor(self, step: int) -> float:
         with Recorded() as recorded:
             self.learner.fitter.step(self.batch(step), torch.ones(self.case.batch))
-        return recorded.replay_s(5)
+        taken = []
+        for _ in range(5):
+            began = time.perf_counter()
+            recorded.replay()
+            taken.append(time.perf_counter() - began)
+        return min(taken)
 
     def memory(self) -> dict[str, float]:
         return {"peak_mb": peak_mb(), "without_model_mb": self.imports_mb}
