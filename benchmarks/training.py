@@ -96,12 +96,14 @@ class Together:
 
     def __init__(self, dense: torch.optim.Optimizer, tables: torch.optim.Optimizer) -> None:
         self.dense, self.tables, self.param_groups = dense, tables, dense.param_groups
+        self.grad_scale: Tensor | None = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.dense.zero_grad(set_to_none)
         self.tables.zero_grad(set_to_none)
 
     def step(self) -> None:
+        self.dense.grad_scale = self.grad_scale  # type: ignore[attr-defined]
         self.dense.step()
         self.tables.step()
 

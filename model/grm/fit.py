@@ -57,8 +57,7 @@ class Fitter:
             (counts, self.config.count_lr, 0.0),
         )
         groups = [{"params": of, "lr": lr, "base_lr": lr, "weight_decay": decay} for of, lr, decay in rates]
-        fused = all(parameter.device.type in ("cpu", "cuda") for parameter in weights)
-        self.optimizer = torch.optim.AdamW(groups, betas=self.config.betas, fused=fused)
+        self.optimizer = torch.optim.AdamW(groups, betas=self.config.betas, fused=True)
         self._weights = weights + biases + counts
         self._touched = {name: torch.zeros(len(table), dtype=torch.bool) for name, table in model.tables().items()}
 
@@ -93,7 +92,7 @@ class Fitter:
             return said, False
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # the tables are updated in here
-        torch.nn.utils.clip_grad_norm_(self._weights, self.config.clip)
+        self._clip()
         self.optimizer.step()
         self.steps += 1
         batch = self.model.resolve(batch)
@@ -105,6 +104,15 @@ class Fitter:
             wanted = replace(batch.memory, items=batch.memory.items.masked_fill((weight <= 0).unsqueeze(1), -1))
             self._touched["followers"][self.model.followers.learn(wanted, batch.targets)] = True
         return said, True
+
+    def _clip(self) -> None:
+        """Shorten the gradients of the dense weights to the configured norm, all together.
+
+        The fused AdamW divides by it while it reads them (as it does for `torch.amp.GradScaler`): a pass over all gradients less.
+        """
+        gradients = [weight.grad for weight in self._weights if weight.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.optimizer.grad_scale = (norm / self.config.clip).clamp(min=1.0)  # type: ignore[attr-defined]
 
     def take_touched(self) -> dict[str, Tensor]:
         """Rows of every table (int64[n], ascending) that learning has read since the last call."""
