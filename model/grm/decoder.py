@@ -248,7 +248,7 @@ class Decoder(nn.Module):
         """Inputs of all positions of int64[B, L] → float[B, 1, L, d] (teacher forcing)."""
         tokens = [self.start.expand(len(targets), -1)]
         tokens += [embedding(targets[:, level]) for level, embedding in enumerate(self.codes)]
-        return (torch.stack(tokens, 1) + self.position).unsqueeze(1)
+        return torch.stack(tokens, 1).unsqueeze(1) + self.position
 
     def forward(self, hidden: Tensor, context: Context, past: Past | None = None) -> tuple[Tensor, Past]:
         """float[B, W, T, d] → the same after all blocks, and the keys and values to continue with."""
