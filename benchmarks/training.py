@@ -10,6 +10,11 @@ compared before anything is timed.
   reads every row of every table.
 * `sparse`: the same with `sparse=True`, which only touches the rows that were read.
 
+Then `fused` takes turns with itself in two other ways, in processes of their own:
+
+* `bfloat16`: `trainer.precision: bfloat16`, products of numbers rounded to bfloat16.
+* `compiled`: `torch.compile` of every decoder layer, which takes a C++ compiler and, in the first step, the time that `first_step_s` tells.
+
 A step is what one optimizer step costs from samples to new weights: features, forward, backward, all optimizers, counts. `online` is the
 learner's own step (score, search, learn, record). The floor is the step's matrix products alone, replayed with their tensors; memory is the
 peak resident set of the side's process. Not measured: Kafka, checkpoints, publishing.
@@ -22,7 +27,7 @@ import json
 import multiprocessing
 import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -31,18 +36,18 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from benchmarks import provenance
+from benchmarks.products import Recorded
 from model.grm import PRESETS, Grm, GrmConfig, Query, Vocabulary, collate, preset
-from model.online.step import OnlineLearner
+from model.online.step import LearnerConfig, OnlineLearner
 from streaming.records import Context, HistoryEntry, Labels, Sample
 
 SIDES = ("fused", "plain", "sparse")
+WAYS = ("fused", "bfloat16", "compiled")
 ITEMS, USERS = 200_000, 50_000
 NOW = 1_700_000_000_000
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm")
 
 
 @dataclass(frozen=True)
@@ -97,39 +102,16 @@ class Together:
 
     def __init__(self, dense: torch.optim.Optimizer, tables: torch.optim.Optimizer) -> None:
         self.dense, self.tables, self.param_groups = dense, tables, dense.param_groups
+        self.grad_scale: Tensor | None = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         self.dense.zero_grad(set_to_none)
         self.tables.zero_grad(set_to_none)
 
     def step(self) -> None:
+        self.dense.grad_scale = self.grad_scale  # type: ignore[attr-defined]
         self.dense.step()
         self.tables.step()
-
-
-class Recorded(TorchDispatchMode):
-    """Keeps every matrix product of what runs under it, with its tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        if name in PRODUCTS or name.startswith("_scaled_dot_product"):
-            self.calls.append((func, args, kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-    def replay_s(self, rounds: int) -> float:
-        """Seconds of all of them, one after the other: the least of `rounds`."""
-        taken = []
-        with torch.no_grad():
-            for _ in range(rounds):
-                began = time.perf_counter()
-                for func, args, kwargs in self.calls:
-                    func(*args, **kwargs)
-                taken.append(time.perf_counter() - began)
-        return min(taken)
 
 
 def vocabulary(config: GrmConfig, rng: np.random.Generator) -> Vocabulary:
@@ -171,8 +153,11 @@ def samples(count: int, events: int, rng: np.random.Generator) -> list[Sample]:
 def learner(side: str, config: GrmConfig, known: Vocabulary) -> OnlineLearner:
     """One side; the weights follow from the configuration's seed."""
     model = Grm(config)
-    made = OnlineLearner(model, known)
-    if side == "fused":
+    if side == "compiled":
+        for block in model.decoder.blocks:
+            block.compile(dynamic=True)
+    made = OnlineLearner(model, known, LearnerConfig(precision="bfloat16" if side == "bfloat16" else "float32"))
+    if side in WAYS:
         return made
     groups = []
     owners: tuple[tuple[Any, float], ...] = ((model.context, config.sparse_lr), (model.prior, config.prefix_lr))
@@ -220,7 +205,12 @@ class Side:
     def floor(self, step: int) -> float:
         with Recorded() as recorded:
             self.learner.fitter.step(self.batch(step), torch.ones(self.case.batch))
-        return recorded.replay_s(5)
+        taken = []
+        for _ in range(5):
+            began = time.perf_counter()
+            recorded.replay()
+            taken.append(time.perf_counter() - began)
+        return min(taken)
 
     def memory(self) -> dict[str, float]:
         return {"peak_mb": peak_mb(), "without_model_mb": self.imports_mb}
@@ -280,7 +270,7 @@ def measure(case: Case) -> dict[str, Any]:
         np.testing.assert_allclose(first[name], first["fused"], rtol=1e-4, atol=1e-4)
     result: dict[str, Any] = asdict(case) | {"dense_parameters": sides["fused"].ask("dense_parameters")}
     seconds = turns(sides, "train", case.steps, case.preset)
-    speed = {name: round(case.batch / float(np.median(taken)), 1) for name, taken in seconds.items()}
+    speed = speeds(seconds, case.batch)
     floor_s = sides["fused"].ask("floor", case.steps + 2)
     result |= {
         "samples_per_s": speed,
@@ -290,12 +280,34 @@ def measure(case: Case) -> dict[str, Any]:
     }
     if case.online:
         seconds = turns(sides, "online", case.steps // 4, f"{case.preset} online")
-        result["online_samples_per_s"] = {name: round(case.online / float(np.median(taken)), 1) for name, taken in seconds.items()}
+        result["online_samples_per_s"] = speeds(seconds, case.online)
     result["memory"] = {name: side.ask("memory") for name, side in sides.items()}
     result["beam_ms"] = sides["fused"].ask("beam_ms", 60 if case.online else 10)
+    for name in SIDES[1:]:
+        sides.pop(name).end()
+    result["ways"] = ways(sides, case)
     for side in sides.values():
         side.end()
     return result
+
+
+def ways(sides: dict[str, Remote], case: Case) -> dict[str, Any]:
+    """The fused side in its other ways, which join `sides`."""
+    sides |= {name: Remote(name, case) for name in WAYS[1:]}
+    first = {name: round(sides[name].ask("train", 0), 2) for name in WAYS}
+    seconds = turns(sides, "train", case.steps, f"{case.preset} ways")
+    floor_s = sides["bfloat16"].ask("floor", case.steps + 2)
+    return {
+        "samples_per_s": speeds(seconds, case.batch),
+        "first_step_s": first,
+        "bfloat16_floor_samples_per_s": round(case.batch / floor_s, 1),
+        "bfloat16_share_of_floor": round(floor_s / float(np.median(seconds["bfloat16"])), 3),
+    }
+
+
+def speeds(seconds: Mapping[str, list[float]], samples: int) -> dict[str, float]:
+    """Samples a second by side, of the median step."""
+    return {name: round(samples / float(np.median(taken)), 1) for name, taken in seconds.items()}
 
 
 def turns(sides: Mapping[str, Remote], what: str, steps: int, told: str) -> dict[str, list[float]]:
@@ -315,7 +327,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--preset", action="append", choices=("laptop", "reference"), help="default both")
     arguments.add_argument("--rows", type=int, default=1 << 20, help="of the table of videos")
-    arguments.add_argument("--batch", type=int, default=32, help="samples a step at the laptop preset; a quarter at the reference preset")
+    arguments.add_argument("--batch", type=int, default=32, help="samples a step")
     arguments.add_argument("--steps", type=int, default=40, help="timed at the laptop preset; an eighth at the reference preset")
     arguments.add_argument("--threads", type=int, default=1)
     arguments.add_argument("--seed", type=int, default=0)
@@ -327,7 +339,7 @@ def main() -> None:
         case = Case(
             name,
             given.rows,
-            given.batch if small else max(1, given.batch // 4),
+            given.batch,
             128 if small else 0,
             given.steps if small else max(3, given.steps // 8),
             given.threads,

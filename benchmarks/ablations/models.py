@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.ablations.problems import Problem
 from benchmarks.prequential.snapshots import DEPTHS, Catalogue
 from model.grm import Grm, GrmBatch, GrmConfig, Vocabulary, collate, preset
-from model.grm.fit import Fitter
+from model.grm.fit import Fitter, Precision
 from model.sid import quantizer
 from streaming.records import Sample
 
@@ -32,7 +32,8 @@ NEAR = 0.02
 class Variant:
     """content, creative: levels of `codes` codes; where `creative` is 0 the SID is of both embeddings together. changes: of the model's
     configuration. as_costly_as: changes that make another decoder; the feed-forward is widened until the operations are the same. on: the
-    data where it makes a difference. by_chance: what is taught of clusters of codes is taught of random ones, as a control."""
+    data where it makes a difference. by_chance: what is taught of clusters of codes is taught of random ones, as a control. precision: of a
+    step's products."""
 
     name: str
     content: int = 2
@@ -42,6 +43,7 @@ class Variant:
     as_costly_as: tuple[tuple[str, Any], ...] = ()
     on: tuple[str, ...] = ("KuaiRand", "Beauty")
     by_chance: bool = False
+    precision: Precision = "float32"
 
 
 FULL = (("context_layers", 2), ("context_splits", 2), ("context_groups", 4))
@@ -64,6 +66,7 @@ VARIANTS = (
     Variant("context: 32 newest, 16 clusters, 16 authors", changes=(("long", 16), ("cross", 16)), on=("KuaiRand",)),
     Variant("LazyAR, trunk taught 16 clusters a level", changes=THOUGHTFUL),
     Variant("LazyAR, trunk taught 16 random clusters", changes=THOUGHTFUL, by_chance=True),
+    Variant("lazy decoder, learned in bfloat16", on=("KuaiRand",), precision="bfloat16"),
 )
 
 
@@ -108,7 +111,7 @@ class Trial:
     """A variant on a problem."""
 
     def __init__(self, problem: Problem, variant: Variant, seed: int) -> None:
-        self.problem = problem
+        self.problem, self._precision = problem, variant.precision
         sids, books = semantic_ids(problem, variant.content, variant.creative, variant.codes, seed)
         codes = tuple(len(book) for book in books)
         self._vocabulary = Vocabulary(problem.item_ids, sids, problem.durations_ms, problem.authors, codes)
@@ -127,7 +130,7 @@ class Trial:
 
     def learn(self) -> float:
         """One pass over the targets; seconds."""
-        fitter, began = Fitter(self.model), time.perf_counter()
+        fitter, began = Fitter(self.model, precision=self._precision), time.perf_counter()
         for start in range(0, len(self.problem.train), CHUNK):
             rows = self.problem.train[start : start + CHUNK]
             fitter.step(self._batch(rows), torch.ones(len(rows)))

@@ -34,12 +34,15 @@ def device(name: str | None) -> torch.device:
 
 def facts(on: torch.device, preset: str, dtype: torch.dtype) -> dict[str, str]:
     """What every row of a run has in common."""
+    return {"preset": preset, "dtype": str(dtype).removeprefix("torch."), **origin(on, "kernels.run")}
+
+
+def origin(on: torch.device, program: str) -> dict[str, str]:
+    """Where the figures of `benchmarks.<program>` come from."""
     return {
         "device": torch.cuda.get_device_name(on) if on.type == "cuda" else _processor(),
-        "preset": preset,
-        "dtype": str(dtype).removeprefix("torch."),
         "commit": _commit(),
-        "command": command("kernels.run"),
+        "command": command(program),
         "day": datetime.now(UTC).date().isoformat(),
         "torch": torch.__version__,
         "triton": _version("triton"),

@@ -56,7 +56,8 @@ class ContextProcessor(nn.Module):
         tokens = self.project(functional.silu(self.widen(sparse.to(self.widen.weight.dtype))))
         rows, width = batch.mask.shape
         padded = tokens.new_zeros(rows * width, config.d_context).index_copy(0, batch.slot, tokens)
-        heads = self.norm(padded.view(rows, width, -1, config.d_head)).transpose(1, 2)  # [B, L_kv * S_kv * G_kv, S, d_head]
+        padded = padded.view(rows, width, -1, config.d_head).to(self.norm.weight.dtype)
+        heads = self.norm(padded).transpose(1, 2)  # [B, L_kv * S_kv * G_kv, S, d_head]
         chunks = heads.split(config.context_groups, dim=1)
         keys = chunks[:: config.context_splits]
         values = chunks[1::2] if config.context_splits == 2 else keys

@@ -115,14 +115,15 @@ class Experts(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         flat = hidden.reshape(-1, hidden.shape[-1])
-        scores = torch.sigmoid(self.router(flat))
+        with torch.autocast(flat.device.type, enabled=False):  # rounded scores would send positions to other experts
+            scores = torch.sigmoid(self.router(flat))
         chosen = (scores + self.balance).topk(self.active, -1).indices
         gates = scores.gather(1, chosen)
         gates = gates / gates.sum(1, keepdim=True)
         mixed = torch.zeros_like(flat)
         for index, expert in enumerate(self.experts):
             row, place = (chosen == index).nonzero(as_tuple=True)
-            mixed = mixed.index_add(0, row, expert(flat[row]) * gates[row, place].unsqueeze(1))
+            mixed = mixed.index_add(0, row, (expert(flat[row]) * gates[row, place].unsqueeze(1)).to(mixed.dtype))
         if torch.is_grad_enabled() and self.training:
             load = torch.bincount(chosen.flatten(), minlength=len(self.balance)).to(self.balance.dtype)
             self.balance.data += BALANCE_RATE * torch.sign(load.mean() - load)
@@ -250,7 +251,7 @@ class Decoder(nn.Module):
         """Inputs of all positions of int64[B, L] → float[B, 1, L, d] (teacher forcing)."""
         tokens = [self.start.expand(len(targets), -1)]
         tokens += [embedding(targets[:, level]) for level, embedding in enumerate(self.codes)]
-        return (torch.stack(tokens, 1) + self.position).unsqueeze(1)
+        return torch.stack(tokens, 1).unsqueeze(1) + self.position
 
     def forward(self, hidden: Tensor, context: Context, past: Past | None = None) -> tuple[Tensor, Past]:
         """float[B, W, T, d] → the same after all blocks, and the keys and values to continue with."""
@@ -259,7 +260,7 @@ class Decoder(nn.Module):
             beams, positions = hidden.shape[1:3]
             start = 0 if past is None else past[1][0].shape[2]
             trunk = self.trunk(context).expand(-1, beams, -1, -1) if past is None else past[0][0]
-            hidden = self.fuse(trunk[:, :, start : start + positions], hidden)
+            hidden = self.fuse(trunk[:, :, start : start + positions], hidden).to(hidden.dtype)
             present.append((trunk, trunk[..., :0]))
         for index in range(self.config.lazy_trunk, self.config.layers):
             before = None if past is None else past[len(present)]

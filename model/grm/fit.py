@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch import Tensor
 from model.grm.inputs import GrmBatch
 from model.grm.model import Grm, Scores
 from model.policy.gbpo import Feedback, gbpo_loss
+
+Precision = Literal["float32", "bfloat16"]
+"""Of the numbers in the products of a step; see `Grm.forward`."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,12 @@ class Fitter:
         ValueError: the model is to think of clusters that it was not given.
     """
 
-    def __init__(self, model: Grm, config: FitConfig | None = None) -> None:
+    def __init__(self, model: Grm, config: FitConfig | None = None, precision: Precision = "float32") -> None:
         if model.thinking is not None and not model.thinking.ready:
             raise ValueError(
                 f"the model has {model.config.thinking} clusters to think of and none of them is known: call thinking.use first"
             )
-        self.model, self.config = model, config or FitConfig()
+        self.model, self.config, self.precision = model, config or FitConfig(), precision
         self.steps = 0
         biases = [parameter for name, parameter in model.dense_parameters() if name.startswith("decoder.heads.") and name.endswith(".bias")]
         counts = [*model.recall.parameters(), *model.followers.parameters()]
@@ -57,8 +61,7 @@ class Fitter:
             (counts, self.config.count_lr, 0.0),
         )
         groups = [{"params": of, "lr": lr, "base_lr": lr, "weight_decay": decay} for of, lr, decay in rates]
-        fused = all(parameter.device.type in ("cpu", "cuda") for parameter in weights)
-        self.optimizer = torch.optim.AdamW(groups, betas=self.config.betas, fused=fused)
+        self.optimizer = torch.optim.AdamW(groups, betas=self.config.betas, fused=True)
         self._weights = weights + biases + counts
         self._touched = {name: torch.zeros(len(table), dtype=torch.bool) for name, table in model.tables().items()}
 
@@ -84,7 +87,7 @@ class Fitter:
             group["lr"] = group["base_lr"] * warm * rate
         for name, rows in self.model.admit(batch).items():
             self._touched[name][rows] = True
-        scores = self.model(batch, counted=epochs)
+        scores = self.score(batch, counted=epochs)
         loss = scores.loss(weight)
         if feedback is not None and scores.log_prob.isfinite().all():
             loss = loss + feedback.share * gbpo_loss(scores.log_prob.sum(1), feedback.old_log_prob, feedback.advantage)
@@ -93,7 +96,7 @@ class Fitter:
             return said, False
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # the tables are updated in here
-        torch.nn.utils.clip_grad_norm_(self._weights, self.config.clip)
+        self._clip()
         self.optimizer.step()
         self.steps += 1
         batch = self.model.resolve(batch)
@@ -105,6 +108,20 @@ class Fitter:
             wanted = replace(batch.memory, items=batch.memory.items.masked_fill((weight <= 0).unsqueeze(1), -1))
             self._touched["followers"][self.model.followers.learn(wanted, batch.targets)] = True
         return said, True
+
+    def score(self, batch: GrmBatch, *, counted: bool = False) -> Scores:
+        """What the model says of the targets, in the precision of a step; see `Grm.forward`."""
+        scores: Scores = self.model(batch, counted=counted, bfloat16=self.precision == "bfloat16")
+        return scores
+
+    def _clip(self) -> None:
+        """Shorten the gradients of the dense weights to the configured norm, all together.
+
+        The fused AdamW divides by it while it reads them (as it does for `torch.amp.GradScaler`): a pass over all gradients less.
+        """
+        gradients = [weight.grad for weight in self._weights if weight.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.optimizer.grad_scale = (norm / self.config.clip).clamp(min=1.0)  # type: ignore[attr-defined]
 
     def take_touched(self) -> dict[str, Tensor]:
         """Rows of every table (int64[n], ascending) that learning has read since the last call."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.grm.presets import GrmConfig
@@ -96,17 +97,27 @@ class FollowerPrior(nn.Module):
         changed, place = torch.unique(items[items >= 0], return_inverse=True)
         local = self.table[changed.to(self.table.device)].cpu().numpy()
         sids = targets.cpu().numpy().astype(np.float32) + 1
-        gain = LATER ** np.arange(LAGS)
-        rows = iter(place.tolist())
-        for sid, known in zip(sids, (items >= 0).tolist(), strict=True):
-            for lag in np.flatnonzero(known):
-                slots = local[next(rows)]
-                same = np.flatnonzero((slots[:, :-1] == sid).all(1))
-                if len(same):
-                    slots[same[0], -1] += gain[lag]
-                else:
-                    weakest = slots[:, -1].argmin()
-                    slots[weakest, :-1] = sid
-                    slots[weakest, -1] = gain[lag]
+        owner, lag = (items >= 0).numpy().nonzero()
+        gain = LATER**lag
+        rows_of = place.numpy()
+        for each in _turns(rows_of):
+            rows, followed = rows_of[each], sids[owner[each]]
+            slots = local[rows]
+            same = (slots[:, :, :-1] == followed[:, None]).all(2)
+            known = same.any(1)
+            slot = np.where(known, same.argmax(1), slots[:, :, -1].argmin(1))
+            before = np.where(known, slots[np.arange(len(rows)), slot, -1], 0.0)
+            local[rows, slot, :-1] = followed
+            local[rows, slot, -1] = before + gain[each]
         self.table[changed.to(self.table.device)] = torch.from_numpy(local).to(self.table.device)
         return changed
+
+
+def _turns(rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Places of `rows`, int64[n], in groups that name no row twice; a row that is named again comes in a later group, in order."""
+    order = rows.argsort(kind="stable")
+    start = np.flatnonzero(np.diff(rows[order], prepend=-1))
+    turn = np.empty_like(rows)
+    turn[order] = np.arange(len(rows)) - np.repeat(start, np.diff(start, append=len(rows)))
+    by_turn = turn.argsort(kind="stable")
+    return np.split(by_turn, np.cumsum(np.bincount(turn))[:-1]) if len(rows) else []

@@ -46,10 +46,10 @@ class Groups:
             liked: bool[N].
         """
         known = np.flatnonzero(key >= 0)
-        by_key = known[np.lexsort((key[known], row[known]))]  # stable: within a group still newest first
-        if not most or not len(by_key):
+        if not most or not len(known):
             none = np.zeros(0, np.int64)
             return cls(none, none, none, none, none)
+        by_key = known[np.lexsort((key[known], row[known]))]  # stable: within a group still newest first
         first = np.flatnonzero(np.concatenate([[True], (np.diff(row[by_key]) != 0) | (np.diff(key[by_key]) != 0)]))
         newest = by_key[first]
         count = np.diff(np.append(first, len(by_key)))

@@ -67,21 +67,25 @@ class Grm(nn.Module):
                 self.prior.reset_parameters()
             self.thinking = Thinking(config, device) if config.thinking else None
 
-    def forward(self, batch: GrmBatch, *, counted: bool = False) -> Scores:
+    def forward(self, batch: GrmBatch, *, counted: bool = False, bfloat16: bool = False) -> Scores:
         """Score the targets of a batch.
 
         Args:
             counted: the targets were counted as followers before (training in epochs); see `FollowerPrior.read`.
+            bfloat16: the products of context processor, decoder and heads are computed of numbers rounded to bfloat16; weights, their
+                gradients, sums of logits and log-probabilities stay float32.
 
         Raises:
             ValueError: the batch has no targets, or one that is outside the codebooks.
         """
         targets, batch = self._targets(batch), self.resolve(batch)
-        hidden, kept = self.decoder(self.decoder.embed_all(targets), self.context(batch))
-        states = [self.decoder.norms[level](hidden[:, 0, level]) for level in range(self.config.levels)]
+        with torch.autocast(targets.device.type, torch.bfloat16, enabled=bfloat16):
+            hidden, kept = self.decoder(self.decoder.embed_all(targets), self.context(batch))
+            states = [self.decoder.norms[level](hidden[:, 0, level]) for level in range(self.config.levels)]
+            heads = [self.decoder.heads[level](state).to(state.dtype) for level, state in enumerate(states)]
         followers = self.followers.read(batch.memory, targets if counted else None)
         priors = self.prior(targets), self.recall(batch.memory, targets), self.followers(followers, targets)
-        logits = [sum((prior[level] for prior in priors), self.decoder.heads[level](state)) for level, state in enumerate(states)]
+        logits = [sum((prior[level] for prior in priors), head) for level, head in enumerate(heads)]
         hit = torch.stack([level.argmax(1) for level in logits], 1) == targets
         return Scores(loss.level_log_prob(logits, targets), hit, states[-1], self._auxiliary(kept, targets))
 

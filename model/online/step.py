@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.grm import Grm, GrmBatch, Scores, Vocabulary, collate
-from model.grm.fit import FitConfig, Fitter, restore_slots, slots
+from model.grm.fit import FitConfig, Fitter, Precision, restore_slots, slots
 from model.online.conversion import ConversionConfig, Conversions, Shown
 from model.online.engagement import LABELS, RatedHead, engagement_loss
 from model.online.floors import Floors
@@ -42,6 +42,7 @@ class LearnerConfig:
         conversion: how conversions are predicted; None = they are not.
         satisfaction: what counts as a satisfying watch: the label `long_view`, or one that is long for a video of its duration.
         gbpo: what a policy gradient on what people said weighs beside the cross-entropy; 0 = there is none.
+        precision: of the products of scoring and learning; the search for recall stays float32, as serving's.
     """
 
     fit: FitConfig = field(default_factory=FitConfig)
@@ -54,6 +55,7 @@ class LearnerConfig:
     conversion: ConversionConfig | None = None
     satisfaction: Literal["long_view", "duration"] = "long_view"
     gbpo: float = 0.0
+    precision: Precision = "float32"
 
     def to_json(self) -> dict[str, Any]:
         """Options that are not taken are left out: a learner without them is the same learner that it was before there were any."""
@@ -61,7 +63,7 @@ class LearnerConfig:
         return {name: value for name, value in tree.items() if name not in OPTIONS or value != OPTIONS[name]}
 
 
-OPTIONS: dict[str, Any] = {"conversion": None, "satisfaction": "long_view", "gbpo": 0.0}
+OPTIONS: dict[str, Any] = {"conversion": None, "satisfaction": "long_view", "gbpo": 0.0, "precision": "float32"}
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class OnlineLearner:
         self.floors = Floors(vocabulary, self.config.half_life)
         self.metrics = Prequential(model.config.levels, self.config.window)
         self.engagement = RatedHead(model.config.d_model, model.config.codes, model.config.seed, self.config.rate_rows)
-        self.fitter = Fitter(model, self.config.fit)
+        self.fitter = Fitter(model, self.config.fit, self.config.precision)
         self._engagement_optimizer = torch.optim.Adam(self.engagement.parameters(), lr=1e-3, fused=True)
         self.durations = DurationRank() if self.config.satisfaction == "duration" else None
         self.conversions: Conversions | None = None
@@ -134,7 +136,7 @@ class OnlineLearner:
         if others:
             batch = self._collate(others)
             with torch.no_grad():
-                seen.append((others, self.model(batch), self._target_tensor(batch)))
+                seen.append((others, self.fitter.score(batch), self._target_tensor(batch)))
         for start in range(0, len(learned), self.config.chunk):
             chunk = learned[start : start + self.config.chunk]
             batch = self._collate(chunk)

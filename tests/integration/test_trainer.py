@@ -154,7 +154,7 @@ def answered(rows: list[records.Sample]) -> list[records.Sample]:
 
 
 PLAIN: dict[str, Any] = {}
-EVERY_OPTION = {"delayed_feedback": "defer", "satisfaction": "duration", "gbpo": 0.5}
+EVERY_OPTION = {"delayed_feedback": "defer", "satisfaction": "duration", "gbpo": 0.5, "precision": "bfloat16"}
 
 
 @pytest.mark.fault

@@ -54,7 +54,8 @@ def test_the_settings_know_every_mode() -> None:
 
 
 def test_what_is_worth_learning_is_as_the_settings_say() -> None:
-    assert learner_config(settings(satisfaction="duration", gbpo=0.5)) == LearnerConfig(satisfaction="duration", gbpo=0.5)
+    given = {"satisfaction": "duration", "gbpo": 0.5, "precision": "bfloat16"}
+    assert learner_config(settings(**given)) == LearnerConfig(**given)
 
 
 @pytest.mark.parametrize("mode", MODES)

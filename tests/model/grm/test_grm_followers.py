@@ -87,3 +87,16 @@ def test_an_empty_history_has_no_followers(prior: FollowerPrior) -> None:
     empty = Memory(torch.zeros(2, 0, 3, dtype=torch.int64), torch.zeros(2, 0, dtype=torch.bool), torch.zeros(2, 0, dtype=torch.int64))
     assert prior.learn(empty, torch.tensor([[0, 0, 0], [1, 1, 1]])).tolist() == []
     assert not prior.next(prior.read(empty), torch.zeros(2, 1, 0, dtype=torch.int64)).any()
+
+
+def test_a_batch_that_shares_its_videos_is_counted_one_target_after_the_other(prior: FollowerPrior) -> None:
+    alone = FollowerPrior(preset("laptop", CODES, item_rows=16, followers=3))
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(20):
+        items = torch.randint(-1, 5, (7, 6), generator=generator)  # a video is often met, and rows are full: the order decides what stays
+        targets = torch.randint(0, 3, (7, 3), generator=generator)
+        changed = prior.learn(memory_of(*items.tolist()), targets)
+        for row, target in zip(items.tolist(), targets, strict=True):
+            alone.learn(memory_of(row), target.unsqueeze(0))
+        assert torch.equal(prior.table, alone.table)
+        assert changed.tolist() == sorted(set(items[items >= 0].tolist()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -50,6 +52,23 @@ def test_only_rows_that_were_read_change(model: Grm, world: SmallWorld) -> None:
     for name in ("user", "item"):
         assert (model.tables()[name] != before[name]).any(1).nonzero().squeeze(1).tolist() == sorted(read[name])
         assert (model.table_momenta()[name] > 0).nonzero().squeeze(1).tolist() == sorted(read[name])
+
+
+@pytest.mark.parametrize("changes", [{}, {"context_splits": 2, "context_groups": 4}, {"lazy_trunk": 1}, {"experts": 3}], ids=str)
+def test_bfloat16_scores_and_learns_what_float32_does_to_its_rounding(world: SmallWorld, changes: dict[str, Any]) -> None:
+    model = Grm(small_config(**changes))
+    rows = world.samples(40)[-16:]
+    batch = collate(rows, world.vocabulary, model.config).with_targets([world.sids[row.item_id].tolist() for row in rows])
+    found = {}
+    for bfloat16 in (False, True):
+        scores = model(batch, bfloat16=bfloat16)
+        asked = [model.decoder.blocks[-1].self.out.weight, model.decoder.heads[0].weight]
+        gradients = torch.autograd.grad(scores.loss(torch.ones(16)), asked)
+        found[bfloat16] = scores.log_prob, scores.summary, *gradients
+    for exact, rounded in zip(found[False], found[True], strict=True):
+        assert rounded.dtype == torch.float32
+        assert not torch.equal(rounded, exact)
+        assert (rounded - exact).norm() < 0.02 * exact.norm()
 
 
 def test_a_target_outside_the_codebooks_is_refused(model: Grm, world: SmallWorld) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import get_args
 
 import msgspec
 import pytest
 import torch
 
 from model.grm import Grm, collate
-from model.grm.fit import FitConfig
+from model.grm.fit import FitConfig, Precision
 from model.online.step import LearnerConfig, LearnerState, OnlineLearner
 from streaming.records import Labels, Sample
 from tests.model.conftest import SmallWorld, small_config, small_world
@@ -59,9 +61,10 @@ def test_a_sample_is_scored_before_it_is_learned(world: SmallWorld) -> None:
     assert target.metrics.closed[0]["loss"] == pytest.approx(-untrained.log_prob(batch).mean().item(), rel=1e-5)
 
 
-def test_a_state_continues_bit_for_bit(world: SmallWorld) -> None:
+@pytest.mark.parametrize("precision", get_args(Precision))
+def test_a_state_continues_bit_for_bit(world: SmallWorld, precision: Precision) -> None:
     samples = world.samples(240)
-    unbroken, first, second = learner(), learner(), learner()
+    unbroken, first, second = (learner(replace(CONFIG, precision=precision)) for _ in range(3))
     feed(unbroken, samples)
     feed(first, samples[:128])
     state = first.state()
@@ -71,6 +74,21 @@ def test_a_state_continues_bit_for_bit(world: SmallWorld) -> None:
     assert unbroken.counters.steps > 5
     assert same(weights(unbroken), weights(second))
     assert unbroken.state().facts == second.state().facts
+
+
+def test_a_learner_in_bfloat16_learns_and_keeps_float32_and_says_so(world: SmallWorld) -> None:
+    samples = world.samples(640)
+    half, whole = learner(replace(CONFIG, precision="bfloat16")), learner()
+    for target in (half, whole):
+        feed(target, samples)
+    told = [target.metrics.closed[-1]["loss"] for target in (half, whole)]
+    first = whole.metrics.closed[0]["loss"]
+    assert told[0] != told[1]
+    assert told[1] < 0.9 * first and told[0] == pytest.approx(told[1], abs=0.1 * (first - told[1]))
+    kinds = {name: tensor.dtype for name, tensor in weights(whole).items()}
+    assert {name: tensor.dtype for name, tensor in weights(half).items()} == kinds
+    assert half.config.to_json() == whole.config.to_json() | {"precision": "bfloat16"}
+    assert "precision" not in whole.config.to_json()
 
 
 def test_the_state_of_another_model_is_refused(world: SmallWorld) -> None:
