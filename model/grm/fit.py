@@ -93,6 +93,8 @@ class Fitter:
             return said, False
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # the tables are updated in here
+        if self.model.processes is not None:
+            self.model.processes.add_gradients(self._weights)
         torch.nn.utils.clip_grad_norm_(self._weights, self.config.clip)
         self.optimizer.step()
         self.steps += 1
