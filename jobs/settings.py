@@ -135,6 +135,9 @@ class Trainer(Part):
     )
     gbpo: float = Field(0, ge=0, description="weight of a policy gradient on what people said of what was served; 0 = cross-entropy alone")
     pending_conversions: int = Field(50_000, ge=1, description="impressions that are remembered until their attribution window ends")
+    placement: Literal["row_wise", "table_wise"] = Field(
+        "row_wise", description="what each process of torchrun has: a share of every embedding table, or some of the tables"
+    )
 
 
 class Publish(Part):

@@ -49,7 +49,7 @@ class Processes:
             weight.grad = grad.view_as(weight) if known else None
 
     def tell(self, body: bytes) -> bytes:
-        """What process 0 says; the others' argument is not looked at."""
+        """What process 0 says, at least one byte; the others' argument is not looked at."""
         size = torch.tensor([len(body)])
         dist.broadcast(size, 0)
         said = torch.empty(int(size), dtype=torch.uint8)

@@ -29,7 +29,7 @@ from model.grm.processes import Processes
 Placement = Literal["row_wise", "table_wise"]
 
 
-def spread(model: Grm, placement: Placement) -> None:
+def spread(model: Grm, processes: Processes, placement: Placement) -> None:
     """Give every process its part of the tables of a model that is the same in all of them, momenta included; from here on its methods are
     collectives. Row-wise a process has an equal share of each table; table-wise the largest tables go first, each to who has least so far.
 
@@ -39,7 +39,6 @@ def spread(model: Grm, placement: Placement) -> None:
     if model.config.experts:
         raise ValueError(f"a model of {model.config.experts} experts is trained in one process: its routing is balanced by whole batches")
     set_gradient_division(False)  # gradients are summed, see `model.grm.processes`
-    processes = Processes()
     momenta = model.table_momenta()
     owners = _owners({name: table.numel() for name, table in model.tables().items() if name in momenta}, processes.world)
     for holder in (model.context, model.prior):
@@ -51,15 +50,25 @@ def spread(model: Grm, placement: Placement) -> None:
 def whole(model: Grm) -> Iterator[bool]:
     """Within, process 0 has the whole tables in its model, to save or to publish; the others have none. Says whether this is process 0.
 
-    Every process has to enter, and to leave before any of them learns on.
+    Every process has to enter, and to leave before any of them learns on. A model that was not spread is whole.
     """
+    if model.processes is None:
+        yield True
+        return
     holders = [(holder, holder.tables) for holder in (model.context, model.prior)]
     for holder, tables in holders:
         assert isinstance(tables, SpreadTables)
         holder.tables = tables.gather()
-    yield dist.get_rank() == 0
+    yield model.processes.rank == 0
     for holder, tables in holders:
         holder.tables = tables
+
+
+def bytes_here(model: Grm) -> int:
+    """Of the tables' weights and momenta that live in this process."""
+    if model.processes is None:
+        return sum(model.tables()[name].nbytes + momentum.nbytes for name, momentum in model.table_momenta().items())
+    return sum(holder.tables.bytes_here() for holder in (model.context, model.prior))
 
 
 def _owners(sizes: Mapping[str, int], world: int) -> dict[str, int]:

@@ -130,7 +130,7 @@ def online(
 def offline(known: Bundle, content: dict[int, list[Arrived]], given: Settings, limit: int | None = None) -> OnlineLearner:
     """`sidstream train --offline` over the same partitions, one after the other."""
     source = Source(list(content), (arrived for of in content.values() for arrived in of))
-    return train_offline.learn(given, known, source, limit)[0]
+    return train_offline.learn(given, known, source, limit).learner
 
 
 def assert_same(one: tuple[dict[str, torch.Tensor], dict[str, Any]], learner: OnlineLearner) -> None:
@@ -181,8 +181,8 @@ def test_files_are_one_partition_in_the_order_of_their_lines(known: Bundle, tmp_
     paths = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
     for path, part in zip(paths, (rows[:100], rows[100:]), strict=True):
         path.write_bytes(b"\n".join(records.encode(row) for row in part))
-    from_file = train_offline.learn(settings(True), known, from_files(paths))[0].state()
-    from_memory = train_offline.learn(settings(True), known, Source.of(rows))[0].state()
+    from_file = train_offline.learn(settings(True), known, from_files(paths)).learner.state()
+    from_memory = train_offline.learn(settings(True), known, Source.of(rows)).learner.state()
     assert all(torch.equal(from_file.tensors[name], from_memory.tensors[name]) for name in from_memory.tensors)
 
 

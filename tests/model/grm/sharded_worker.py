@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 
 from model.grm import Grm
-from model.grm.sharded import SpreadTables, spread, whole
+from model.grm.processes import Processes
+from model.grm.sharded import bytes_here, spread, whole
 from model.online.conversion import ConversionConfig
 from model.online.step import LearnerConfig, LearnerState, OnlineLearner
 from streaming.records import Sample
@@ -52,11 +53,11 @@ def main(name: str, placement: Any, start: str, target: str, first: int, last: i
     mine = learner(name)
     if start != "-":
         mine.restore(read(Path(start)))
-    whole_bytes = sum(mine.model.tables()[table].nbytes + momentum.nbytes for table, momentum in mine.model.table_momenta().items())
-    spread(mine.model, placement)
+    whole_bytes = bytes_here(mine.model)
+    spread(mine.model, Processes(), placement)
     for rows in batches(first, last):
         mine.step(rows)
-    here = sum(tables.bytes_here() for tables in mine.model.modules() if isinstance(tables, SpreadTables))
+    here = bytes_here(mine.model)
     with whole(mine.model) as first_process:
         if first_process:
             save(Path(target), mine.state())

@@ -17,7 +17,7 @@ from model.online.step import LearnerState
 from tests.model.conftest import SmallWorld, small_config
 from tests.model.grm.sharded_worker import batches, learner, read, save
 
-STEPS = 6
+STEPS = 7
 
 
 def one_process(name: str, first: int, last: int, start: LearnerState | None = None) -> LearnerState:
@@ -75,7 +75,7 @@ def test_a_checkpoint_goes_from_one_process_to_two_and_back(tmp_path: Path) -> N
 
 def test_a_model_of_experts_stays_in_one_process() -> None:
     with pytest.raises(ValueError, match="3 experts is trained in one process"):
-        spread(Grm(small_config(experts=3)), "row_wise")
+        spread(Grm(small_config(experts=3)), None, "row_wise")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (2, 5), (0, 9), (8, 9)])
