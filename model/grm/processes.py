@@ -44,8 +44,8 @@ class Processes:
         flat = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in weights]
         total = torch.cat([there, *(grad.flatten() for grad in flat)])
         dist.all_reduce(total)
-        found = total[len(weights) :].split([weight.numel() for weight in weights])
-        for weight, grad, known in zip(weights, found, total.tolist(), strict=False):
+        counts, *found = total.split([len(weights), *(weight.numel() for weight in weights)])
+        for weight, grad, known in zip(weights, found, counts.tolist(), strict=True):
             weight.grad = grad.view_as(weight) if known else None
 
     def tell(self, body: bytes) -> bytes:

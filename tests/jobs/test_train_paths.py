@@ -19,9 +19,11 @@ from jobs.learner import shape
 from jobs.process import Endpoints, Stop
 from jobs.settings import ConfigError, Model, Settings
 from jobs.settings import Trainer as TrainerSettings
-from jobs.train_input import Source, from_files
+from jobs.train_input import SampleError, Source, from_files
+from jobs.train_offline import Run
 from model.grm.presets import PRESETS
 from model.online.batches import Arrived
+from model.online.checkpoint import Checkpoints
 from model.online.publish import load_current
 from model.online.step import OnlineLearner
 from model.sid import bundle
@@ -174,6 +176,39 @@ def test_a_limit_cuts_the_last_batch(known: Bundle) -> None:
     content = partitioned(small_world(), 3)
     learner = offline(known, content, settings(True), limit=BATCH + 10)
     assert learner.counters.rows == BATCH + 10 - 3  # the three records that are none come first
+
+
+def test_offline_training_that_was_cut_and_continued_is_the_whole_bit_for_bit(known: Bundle, tmp_path: Path) -> None:
+    content, kept = partitioned(small_world(), 3), Checkpoints(tmp_path / "kept")
+
+    def continued(limit: int | None, name: str = "log") -> Run:
+        source = Source(list(content), (arrived for of in content.values() for arrived in of), name)
+        return train_offline.learn(settings(True), known, source, limit, kept)
+
+    assert continued(3 * BATCH).rows == 3 * BATCH - 3  # the three records that are none come first
+    last, whole = continued(None).learner, offline(known, content, settings(True))
+    one, two = last.state(), whole.state()
+    assert [name for name in two.tensors if name != "rng" and not torch.equal(one.tensors[name], two.tensors[name])] == []
+    assert one.facts == two.facts
+    assert continued(None).rows == 0
+    assert continued(None, "another log").learner.counters.duplicates == SAMPLES
+
+
+def test_a_long_offline_run_keeps_checkpoints_on_its_way(known: Bundle, tmp_path: Path) -> None:
+    rows = [arrived.row for arrived in partitioned(small_world(), 1)[0] if arrived.row is not None]
+    given = settings(True)
+    given = given.model_copy(update={"trainer": given.trainer.model_copy(update={"checkpoint_s": 1e-9})})
+
+    def broken() -> Iterator[records.Sample]:
+        yield from rows[: 2 * BATCH + 1]
+        raise SampleError("no sample")
+
+    kept = Checkpoints(tmp_path)
+    with pytest.raises(SampleError):
+        train_offline.learn(given, known, Source.of(broken(), "log"), None, kept)
+    last, whole = train_offline.learn(given, known, Source.of(rows, "log"), None, kept), train_offline.learn(given, known, Source.of(rows))
+    assert last.rows == len(rows) - 2 * BATCH
+    assert torch.equal(last.learner.state().tensors["model.decoder.start"], whole.learner.state().tensors["model.decoder.start"])
 
 
 def test_files_are_one_partition_in_the_order_of_their_lines(known: Bundle, tmp_path: Path) -> None:
