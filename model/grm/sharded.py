@@ -111,9 +111,10 @@ class SpreadTables(nn.Module):
         assert group is not None
         whole = {name: (bag.weight.detach(), momenta[name]) for name, bag in tables.embedding_bags.items()}
         device = next(iter(whole.values()))[0].device
-        plan = construct_module_sharding_plan(tables, plans, sharder, local_size=world, world_size=world, device_type=device.type)
+        shapes = self._whole("meta")  # TorchRec keeps what it was given: the whole tables would stay in memory
+        plan = construct_module_sharding_plan(shapes, plans, sharder, local_size=world, world_size=world, device_type=device.type)
         with torch.random.fork_rng(devices=[]):
-            self._spread = sharder.shard(tables, plan, ShardingEnv.from_process_group(group), device)
+            self._spread = sharder.shard(shapes, plan, ShardingEnv.from_process_group(group), device)
         self._pieces: dict[str, tuple[list[_Piece], list[_Piece]]] = {name: _pieces(self._spread, name) for name in whole}
         with torch.no_grad():
             for name, slots in self._pieces.items():
@@ -148,9 +149,7 @@ class SpreadTables(nn.Module):
     @torch.no_grad()
     def gather(self) -> FusedEmbeddingBagCollection:
         """The whole collection in process 0, its optimizer with it, and an empty shape in the others; one table at a time is sent."""
-        device = torch.device("cpu" if dist.get_rank() == 0 else "meta")
-        with torch.random.fork_rng(devices=[]):
-            tables = FusedEmbeddingBagCollection(self._configs, device=device, **self._optimizer)
+        tables = self._whole("cpu" if dist.get_rank() == 0 else "meta")
         states = tables.fused_optimizer().state_dict()["state"] if dist.get_rank() == 0 else {}
         for config in self._configs:
             weights, momenta = self._pieces[config.name]
@@ -161,6 +160,10 @@ class SpreadTables(nn.Module):
                 tables.embedding_bags[config.name].weight.copy_(weight)  # type: ignore[operator, union-attr]
                 states[key][f"{key}.momentum_1"].copy_(momentum)
         return tables
+
+    def _whole(self, device: str) -> FusedEmbeddingBagCollection:
+        with torch.random.fork_rng(devices=[]):
+            return FusedEmbeddingBagCollection(self._configs, device=torch.device(device), **self._optimizer)
 
 
 def _reduced(whole: Tensor, pieces: list[_Piece]) -> Tensor:

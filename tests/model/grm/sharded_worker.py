@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -38,6 +39,14 @@ def batches(first: int, last: int) -> list[list[Sample]]:
     return [rows[index * BATCH : (index + 1) * BATCH] for index in range(first, last)]
 
 
+def whole_tables(model: Grm) -> list[torch.Tensor]:
+    """Tensors in memory of the shape of the prefix table, which no other has."""
+    gc.collect()
+    shape = (model.config.prefix_rows, model.config.d_prefix)
+    tensors = [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
+    return [each for each in tensors if each.shape == shape and each.device.type == "cpu"]
+
+
 def save(path: Path, state: LearnerState) -> None:
     safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in state.tensors.items()}, path)
     path.with_suffix(".json").write_text(json.dumps(state.facts))
@@ -54,10 +63,12 @@ def main(name: str, placement: Any, start: str, target: str, first: int, last: i
     if start != "-":
         mine.restore(read(Path(start)))
     whole_bytes = bytes_here(mine.model)
+    assert whole_tables(mine.model)
     spread(mine.model, Processes(), placement)
     for rows in batches(first, last):
         mine.step(rows)
     here = bytes_here(mine.model)
+    assert whole_tables(mine.model) == []
     with whole(mine.model) as first_process:
         if first_process:
             save(Path(target), mine.state())
