@@ -51,7 +51,7 @@ class PrefixPrior(nn.Module):
     def next(self, codes: Tensor) -> Tensor:
         """Logits float[B, W, codes] that follow int64[B, W, level], read only."""
         rows = self.row_of(codes)
-        if isinstance(self.tables, FusedEmbeddingBagCollection):
+        if hasattr(self.tables, "embedding_bags"):  # the whole table is here
             found = nn.functional.embedding(rows, self.tables.embedding_bags["prefix"].weight)  # type: ignore[union-attr, arg-type]
         else:
             found = self._read(rows.flatten()).view(*rows.shape, -1)
