@@ -115,7 +115,7 @@ def learn(
         number, offsets = kept.number, kept.offsets
         log.info("event=restored checkpoint=%d offsets=%s", number, json.dumps(offsets))
     if processes is not None:
-        same(processes, json.dumps({"checkpoint": number, **whose}))
+        same(processes, json.dumps({"checkpoint": number, "placement": settings.trainer.placement, **whose}))
         total = bytes_here(learner.model)
         try:
             spread(learner.model, processes, settings.trainer.placement)

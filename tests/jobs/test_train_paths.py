@@ -29,7 +29,7 @@ from model.online.step import OnlineLearner
 from model.sid import bundle
 from model.sid.bundle import Bundle
 from model.store import ModelStore
-from streaming import records
+from streaming import records, topics
 from tests.model.conftest import SmallWorld, small_config, small_world
 
 SAMPLES = 333
@@ -79,6 +79,7 @@ class Topic:
         self.partitions = list(content)
 
     def open(self, offsets: dict[int, int], stop: Stop) -> bool:
+        self._left = {partition: [each for each in of if each.offset >= offsets.get(partition, 0)] for partition, of in self._left.items()}
         return True
 
     def read(self, wait_s: float) -> list[Arrived]:
@@ -192,6 +193,21 @@ def test_offline_training_that_was_cut_and_continued_is_the_whole_bit_for_bit(kn
     assert one.facts == two.facts
     assert continued(None).rows == 0
     assert continued(None, "another log").learner.counters.duplicates == SAMPLES
+
+
+def test_the_online_trainer_goes_on_from_a_backlog_that_was_learned_offline(
+    monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path, known: Bundle
+) -> None:
+    content, given = partitioned(small_world(), 3), settings(True)
+    streamed = online(monkeypatch, home, known, content, given)
+    (folder,) = (home / "trainer").iterdir()
+    kept = tmp_path / "another" / "trainer" / folder.name
+    backlog = Source(list(content), (arrived for of in content.values() for arrived in of), topics.SAMPLES)
+    assert train_offline.learn(given, known, backlog, 3 * BATCH, Checkpoints(kept)).rows == 3 * BATCH - 3
+    tensors, facts = online(monkeypatch, tmp_path / "another", known, content, given)
+    assert facts["facts"] == streamed[1]["facts"]
+    assert facts["offsets"] == streamed[1]["offsets"]
+    assert [name for name in tensors if name != "rng" and not torch.equal(tensors[name], streamed[0][name])] == []
 
 
 def test_a_long_offline_run_keeps_checkpoints_on_its_way(known: Bundle, tmp_path: Path) -> None:
