@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -41,6 +42,11 @@ def fresh_learner(settings: Settings, bundle: Bundle) -> OnlineLearner:
     if model.thinking is not None:
         model.thinking.use([*bundle.content, *bundle.creative])
     return OnlineLearner(model, Vocabulary.of_bundle(bundle), learner_config(settings))
+
+
+def identity(learner: OnlineLearner, bundle: Bundle) -> dict[str, Any]:
+    """What a checkpoint of the learner belongs to."""
+    return {"bundle": bundle.version, "model": learner.model.config.to_json(), "learner": learner.config.to_json()}
 
 
 def shape(settings: Settings, codes: Sequence[int]) -> GrmConfig:

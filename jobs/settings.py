@@ -138,6 +138,9 @@ class Trainer(Part):
         "float32", description="of the numbers in the products of a training step; weights and their optimizers stay float32"
     )
     pending_conversions: int = Field(50_000, ge=1, description="impressions that are remembered until their attribution window ends")
+    placement: Literal["row_wise", "table_wise"] = Field(
+        "row_wise", description="what each process of torchrun has: a share of every embedding table, or some of the tables"
+    )
 
 
 class Publish(Part):

@@ -13,8 +13,8 @@ from typing import Any
 
 import click
 
-from jobs import train_offline
-from jobs.learner import fresh_learner, prepare_torch
+from jobs import train_offline, train_processes
+from jobs.learner import fresh_learner, identity, prepare_torch
 from jobs.process import Endpoints, Stop, ready, run, write_json
 from jobs.settings import ConfigError, Settings
 from jobs.train_input import SampleTopic
@@ -32,24 +32,35 @@ POLL_S = 0.1
 STATUS_EVERY_S = 1.0
 
 _PATH = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
 @click.command()
 @click.option("--config", type=_PATH, help="Configuration file.")
 @click.option("--until-end", is_flag=True, help="Learn what the topic holds now, checkpoint, publish, and leave.")
-@click.option("--offline", is_flag=True, help="Learn a model of its own and print how it did; nothing is checkpointed.")
+@click.option("--offline", is_flag=True, help="Learn a model of its own and print how it did; also over several processes, by torchrun.")
 @click.option("--samples", "files", type=_PATH, multiple=True, help="With --offline: JSON lines (plain or .gz), in order, not the topic.")
 @click.option("--limit", type=click.IntRange(min=1), help="With --offline: at most so many samples.")
 @click.option("--report", type=click.Path(dir_okay=False, path_type=Path), help="With --offline: write the metrics there, as JSON.")
+@click.option("--checkpoint", type=_FOLDER, help="With --offline: continue from the checkpoint in this folder, if any, and keep one there.")
 @click.option("--store", "target", metavar="URL", help="With --offline: publish the result, and the bundle, in this model store.")
 def command(
-    config: Path | None, until_end: bool, offline: bool, files: tuple[Path, ...], limit: int | None, report: Path | None, target: str | None
+    config: Path | None,
+    until_end: bool,
+    offline: bool,
+    files: tuple[Path, ...],
+    limit: int | None,
+    report: Path | None,
+    checkpoint: Path | None,
+    target: str | None,
 ) -> None:
     """Learn from samples as they come, publish versions."""
     if offline:
-        train_offline.main(config, files, limit, report, target)
-    elif files or limit or report or target:
-        raise click.UsageError("--samples, --limit, --report and --store go with --offline")
+        train_offline.main(config, files, limit, report, checkpoint, target)
+    elif files or limit or report or checkpoint or target:
+        raise click.UsageError("--samples, --limit, --report, --checkpoint and --store go with --offline")
+    elif train_processes.launched() > 1:
+        raise click.UsageError("samples as they come are learned by one process, whose offsets are the truth: torchrun goes with --offline")
     else:
         run("trainer", lambda settings, ends, stop: main(settings, ends, stop, until_end), config)
 
@@ -84,11 +95,7 @@ class Trainer:
         self._steps_published: int | None = None
         self._meter = Meter()
         # A new bundle or another model starts in a folder of its own, from the first sample that Kafka still has.
-        self._identity = {
-            "bundle": bundle.version,
-            "model": self._learner.model.config.to_json(),
-            "learner": self._learner.config.to_json(),
-        }
+        self._identity = identity(self._learner, bundle)
         digest = hashlib.sha256(json.dumps(self._identity, sort_keys=True).encode()).hexdigest()[:8]
         self._checkpoints = Checkpoints(ends.home / "trainer" / f"{bundle.version}-{digest}")
 

@@ -6,7 +6,7 @@ import base64
 import gzip
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -112,21 +112,26 @@ class SampleTopic:
 
 @dataclass(frozen=True)
 class Source:
-    """Records that are there now, in the order of each of their partitions."""
+    """Records that are there now, in the order of each of their partitions; `name` is what a checkpoint keeps their offsets by."""
 
     partitions: Sequence[int]
     arrivals: Iterator[Arrived]
+    name: str = ""
 
     @classmethod
-    def of(cls, rows: Iterable[records.Sample]) -> Source:
+    def of(cls, rows: Iterable[records.Sample], name: str = "") -> Source:
         """Samples that are one partition, in their order."""
-        return cls([0], (Arrived(0, offset, row) for offset, row in enumerate(rows)))
+        return cls([0], (Arrived(0, offset, row) for offset, row in enumerate(rows)), name)
+
+    def after(self, offsets: Mapping[int, int]) -> Source:
+        """What is left from these offsets on."""
+        return replace(self, arrivals=(each for each in self.arrivals if each.offset >= offsets.get(each.partition, 0)))
 
 
-def from_files(files: Iterable[Path]) -> Source:
+def from_files(files: Sequence[Path]) -> Source:
     """JSON lines (plain or .gz), in the order of the files; reading them raises SampleError at a line that is no sample."""
     lines = ((path, number, line) for path in files for number, line in enumerate(_lines(path), 1) if line.strip())
-    return Source.of(_sample(*line) for line in lines)
+    return Source.of((_sample(*line) for line in lines), ",".join(str(path.resolve()) for path in files))
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -153,4 +158,4 @@ def from_topic(client: Client) -> Source:
         finally:
             topic.close()
 
-    return Source(topic.partitions, arrivals())
+    return Source(topic.partitions, arrivals(), topics.SAMPLES)

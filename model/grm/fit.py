@@ -96,6 +96,8 @@ class Fitter:
             return said, False
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # the tables are updated in here
+        if self.model.processes is not None:
+            self.model.processes.add_gradients(self._weights)
         self._clip()
         self.optimizer.step()
         self.steps += 1

@@ -204,6 +204,19 @@ class GrmBatch:
     def with_targets(self, sids: Sequence[Sequence[int]]) -> GrmBatch:
         return replace(self, targets=torch.tensor(sids, dtype=torch.int64).reshape(len(self), -1))
 
+    def rows(self, start: int, stop: int) -> GrmBatch:
+        """Rows `start` to `stop`; as wide as the whole."""
+        first, last = (int(self.mask[:row].sum()) for row in (start, stop))  # tokens come in the order of their rows
+        values, lengths = [], []
+        for bags in self.features.to_dict().values():
+            offsets = bags.offsets()
+            values.append(bags.values()[int(offsets[first]) : int(offsets[last])])
+            lengths.append(bags.lengths()[first:last])
+        features = KeyedJaggedTensor(self.features.keys(), torch.cat(values), lengths=torch.cat(lengths), stride=last - first)
+        slot = self.slot[first:last] - start * self.mask.shape[1]
+        targets = None if self.targets is None else self.targets[start:stop]
+        return GrmBatch(features, slot, self.mask[start:stop], self.memory[start:stop], targets)
+
     def to(self, device: torch.device | str) -> GrmBatch:
         targets = None if self.targets is None else self.targets.to(device)
         return GrmBatch(self.features.to(torch.device(device)), self.slot.to(device), self.mask.to(device), self.memory.to(device), targets)

@@ -21,6 +21,7 @@ from model.grm.inputs import GrmBatch
 from model.grm.managed import IdMap
 from model.grm.presets import GrmConfig
 from model.grm.prior import PrefixPrior
+from model.grm.processes import Processes
 from model.grm.recall import HistoryPrior, Memory
 from model.grm.thinking import Thinking
 
@@ -48,7 +49,12 @@ class Scores:
 
 
 class Grm(nn.Module):
-    """Context processor and lazy decoder; the initial weights are a function of `config.seed` alone."""
+    """Context processor and lazy decoder; the initial weights are a function of `config.seed` alone.
+
+    Attributes:
+        processes: those over which the tables are spread (`model.grm.sharded`): all of them call forward, loss and beam with the same
+            batch, and get what one process would; None = the model is whole.
+    """
 
     def __init__(self, config: GrmConfig, device: torch.device | None = None) -> None:
         super().__init__()
@@ -66,6 +72,7 @@ class Grm(nn.Module):
                 self.decoder.reset_parameters()
                 self.prior.reset_parameters()
             self.thinking = Thinking(config, device) if config.thinking else None
+        self.processes: Processes | None = None
 
     def forward(self, batch: GrmBatch, *, counted: bool = False, bfloat16: bool = False) -> Scores:
         """Score the targets of a batch.
@@ -78,7 +85,16 @@ class Grm(nn.Module):
         Raises:
             ValueError: the batch has no targets, or one that is outside the codebooks.
         """
-        targets, batch = self._targets(batch), self.resolve(batch)
+        targets = self._targets(batch)
+        if self.processes is None:
+            return self._scores(batch, targets, counted, bfloat16)
+        part = self.processes.part(batch)
+        mine = self._scores(part, self._targets(part), counted, bfloat16)
+        found = (None if each is None else self.processes.whole(each, len(batch)) for each in vars(mine).values())
+        return Scores(*found)  # type: ignore[arg-type]
+
+    def _scores(self, batch: GrmBatch, targets: Tensor, counted: bool, bfloat16: bool) -> Scores:
+        batch = self.resolve(batch)
         with torch.autocast(targets.device.type, torch.bfloat16, enabled=bfloat16):
             hidden, kept = self.decoder(self.decoder.embed_all(targets), self.context(batch))
             states = [self.decoder.norms[level](hidden[:, 0, level]) for level in range(self.config.levels)]
@@ -109,8 +125,11 @@ class Grm(nn.Module):
     @torch.no_grad()
     def beam(self, batch: GrmBatch, widths: Sequence[int], trie: Prefixes | None = None, avoid: Sequence[Tensor] = ()) -> Beams:
         """The likeliest SIDs of every row; see `model.grm.beam.search`."""
-        batch = self.resolve(batch)
-        return self.search(self.context(batch), batch.memory, self.followers.read(batch.memory), widths, trie, avoid)
+        mine = self.resolve(batch if self.processes is None else self.processes.part(batch))
+        found = self.search(self.context(mine), mine.memory, self.followers.read(mine.memory), widths, trie, avoid)
+        if self.processes is None:
+            return found
+        return Beams(self.processes.whole(found.sids, len(batch)), self.processes.whole(found.log_prob, len(batch)))
 
     @torch.no_grad()
     def search(
@@ -160,11 +179,15 @@ class Grm(nn.Module):
         if not self.ids:
             return {}
         changed = {name: ids.admit(batch.features[name].values()) for name, ids in self._maps()}
-        tables, momenta = self.tables(), self.table_momenta()
-        for name, rows in changed.items():
-            tables[name][rows] = 0
-            momenta[name][rows] = 0
-        tables["followers"][changed["item"]] = 0
+        if self.processes is not None:
+            for name, rows in changed.items():
+                self.context.tables.reset(name, rows)
+        else:
+            tables, momenta = self.tables(), self.table_momenta()
+            for name, rows in changed.items():
+                tables[name][rows] = 0
+                momenta[name][rows] = 0
+        self.followers.table[changed["item"]] = 0
         return changed | {"followers": changed["item"]} | {f"{name}_ids": changed[name] for name, _ in self._maps()}
 
     def reindex(self) -> None:

@@ -45,15 +45,22 @@ class PrefixPrior(nn.Module):
     def forward(self, targets: Tensor) -> list[Tensor]:
         """Logits of every level along int64[B, L], float[B, codes] each."""
         batch, levels = targets.shape
-        rows = self.rows_of(targets)
-        lengths = torch.ones(len(rows), dtype=torch.int32, device=rows.device)
-        found = self.tables(KeyedJaggedTensor(["prefix"], rows, lengths=lengths)).values().view(batch, levels, -1)
+        found = self._read(self.rows_of(targets)).view(batch, levels, -1)
         return [spread(found[:, level]) for level, spread in enumerate(self.spread)]
 
     def next(self, codes: Tensor) -> Tensor:
         """Logits float[B, W, codes] that follow int64[B, W, level], read only."""
-        weight = self.tables.embedding_bags["prefix"].weight  # type: ignore[union-attr]
-        return self.spread[codes.shape[-1]](nn.functional.embedding(self.row_of(codes), weight))  # type: ignore[arg-type]
+        rows = self.row_of(codes)
+        if hasattr(self.tables, "embedding_bags"):  # the whole table is here
+            found = nn.functional.embedding(rows, self.tables.embedding_bags["prefix"].weight)  # type: ignore[union-attr, arg-type]
+        else:
+            found = self._read(rows.flatten()).view(*rows.shape, -1)
+        return self.spread[codes.shape[-1]](found)
+
+    def _read(self, rows: Tensor) -> Tensor:
+        """float[n, d_prefix] of rows int64[n]."""
+        lengths = torch.ones(len(rows), dtype=torch.int32, device=rows.device)
+        return self.tables(KeyedJaggedTensor(["prefix"], rows, lengths=lengths)).values()
 
     def rows_of(self, targets: Tensor) -> Tensor:
         """Rows int64[B * L] of all prefixes of int64[B, L]."""

@@ -32,6 +32,9 @@ class Memory:
     liked: Tensor
     items: Tensor
 
+    def __getitem__(self, rows: slice) -> Memory:
+        return Memory(self.codes[rows], self.liked[rows], self.items[rows])
+
     def to(self, device: torch.device | str) -> Memory:
         return Memory(self.codes.to(device), self.liked.to(device), self.items.to(device))
 

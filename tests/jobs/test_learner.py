@@ -62,10 +62,11 @@ def test_what_is_worth_learning_is_as_the_settings_say() -> None:
 def test_training_with_a_mode_reports_conversions_by_their_final_labels(mode: str) -> None:
     asked = settings(delayed_feedback=mode, pending_conversions=500)
     assert learner_config(asked).conversion == ConversionConfig(mode, 2_000, 500)
-    learner, seconds = train_offline.learn(asked, small_bundle(), Source.of(samples(60)))
+    run = train_offline.learn(asked, small_bundle(), Source.of(samples(60)))
+    learner = run.learner
     kept = learner.metrics.open.predictions["conversion"]
     assert len(kept["outcome"]) >= 30
     assert sum(kept["outcome"]) == pytest.approx(len(kept["outcome"]) / 4, abs=1)
     assert learner.conversions is not None
     assert learner.conversions.pending.forgotten == 0
-    assert train_offline.summary(learner, seconds)["samples"] == 75
+    assert train_offline.summary(run)["samples"] == 75

@@ -19,15 +19,17 @@ from jobs.learner import shape
 from jobs.process import Endpoints, Stop
 from jobs.settings import ConfigError, Model, Settings
 from jobs.settings import Trainer as TrainerSettings
-from jobs.train_input import Source, from_files
+from jobs.train_input import SampleError, Source, from_files
+from jobs.train_offline import Run
 from model.grm.presets import PRESETS
 from model.online.batches import Arrived
+from model.online.checkpoint import Checkpoints
 from model.online.publish import load_current
 from model.online.step import OnlineLearner
 from model.sid import bundle
 from model.sid.bundle import Bundle
 from model.store import ModelStore
-from streaming import records
+from streaming import records, topics
 from tests.model.conftest import SmallWorld, small_config, small_world
 
 SAMPLES = 333
@@ -77,6 +79,7 @@ class Topic:
         self.partitions = list(content)
 
     def open(self, offsets: dict[int, int], stop: Stop) -> bool:
+        self._left = {partition: [each for each in of if each.offset >= offsets.get(partition, 0)] for partition, of in self._left.items()}
         return True
 
     def read(self, wait_s: float) -> list[Arrived]:
@@ -130,7 +133,7 @@ def online(
 def offline(known: Bundle, content: dict[int, list[Arrived]], given: Settings, limit: int | None = None) -> OnlineLearner:
     """`sidstream train --offline` over the same partitions, one after the other."""
     source = Source(list(content), (arrived for of in content.values() for arrived in of))
-    return train_offline.learn(given, known, source, limit)[0]
+    return train_offline.learn(given, known, source, limit).learner
 
 
 def assert_same(one: tuple[dict[str, torch.Tensor], dict[str, Any]], learner: OnlineLearner) -> None:
@@ -176,13 +179,61 @@ def test_a_limit_cuts_the_last_batch(known: Bundle) -> None:
     assert learner.counters.rows == BATCH + 10 - 3  # the three records that are none come first
 
 
+def test_offline_training_that_was_cut_and_continued_is_the_whole_bit_for_bit(known: Bundle, tmp_path: Path) -> None:
+    content, kept = partitioned(small_world(), 3), Checkpoints(tmp_path / "kept")
+
+    def continued(limit: int | None, name: str = "log") -> Run:
+        source = Source(list(content), (arrived for of in content.values() for arrived in of), name)
+        return train_offline.learn(settings(True), known, source, limit, kept)
+
+    assert continued(3 * BATCH).rows == 3 * BATCH - 3  # the three records that are none come first
+    last, whole = continued(None).learner, offline(known, content, settings(True))
+    one, two = last.state(), whole.state()
+    assert [name for name in two.tensors if name != "rng" and not torch.equal(one.tensors[name], two.tensors[name])] == []
+    assert one.facts == two.facts
+    assert continued(None).rows == 0
+    assert continued(None, "another log").learner.counters.duplicates == SAMPLES
+
+
+def test_the_online_trainer_goes_on_from_a_backlog_that_was_learned_offline(
+    monkeypatch: pytest.MonkeyPatch, home: Path, tmp_path: Path, known: Bundle
+) -> None:
+    content, given = partitioned(small_world(), 3), settings(True)
+    streamed = online(monkeypatch, home, known, content, given)
+    (folder,) = (home / "trainer").iterdir()
+    kept = tmp_path / "another" / "trainer" / folder.name
+    backlog = Source(list(content), (arrived for of in content.values() for arrived in of), topics.SAMPLES)
+    assert train_offline.learn(given, known, backlog, 3 * BATCH, Checkpoints(kept)).rows == 3 * BATCH - 3
+    tensors, facts = online(monkeypatch, tmp_path / "another", known, content, given)
+    assert facts["facts"] == streamed[1]["facts"]
+    assert facts["offsets"] == streamed[1]["offsets"]
+    assert [name for name in tensors if name != "rng" and not torch.equal(tensors[name], streamed[0][name])] == []
+
+
+def test_a_long_offline_run_keeps_checkpoints_on_its_way(known: Bundle, tmp_path: Path) -> None:
+    rows = [arrived.row for arrived in partitioned(small_world(), 1)[0] if arrived.row is not None]
+    given = settings(True)
+    given = given.model_copy(update={"trainer": given.trainer.model_copy(update={"checkpoint_s": 1e-9})})
+
+    def broken() -> Iterator[records.Sample]:
+        yield from rows[: 2 * BATCH + 1]
+        raise SampleError("no sample")
+
+    kept = Checkpoints(tmp_path)
+    with pytest.raises(SampleError):
+        train_offline.learn(given, known, Source.of(broken(), "log"), None, kept)
+    last, whole = train_offline.learn(given, known, Source.of(rows, "log"), None, kept), train_offline.learn(given, known, Source.of(rows))
+    assert last.rows == len(rows) - 2 * BATCH
+    assert torch.equal(last.learner.state().tensors["model.decoder.start"], whole.learner.state().tensors["model.decoder.start"])
+
+
 def test_files_are_one_partition_in_the_order_of_their_lines(known: Bundle, tmp_path: Path) -> None:
     rows = [arrived.row for arrived in partitioned(small_world(), 1)[0] if arrived.row is not None]
     paths = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
     for path, part in zip(paths, (rows[:100], rows[100:]), strict=True):
         path.write_bytes(b"\n".join(records.encode(row) for row in part))
-    from_file = train_offline.learn(settings(True), known, from_files(paths))[0].state()
-    from_memory = train_offline.learn(settings(True), known, Source.of(rows))[0].state()
+    from_file = train_offline.learn(settings(True), known, from_files(paths)).learner.state()
+    from_memory = train_offline.learn(settings(True), known, Source.of(rows)).learner.state()
     assert all(torch.equal(from_file.tensors[name], from_memory.tensors[name]) for name in from_memory.tensors)
 
 
