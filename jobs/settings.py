@@ -134,6 +134,9 @@ class Trainer(Part):
         "long_view", description="the watch that is worth learning: a long view, or one in the best quarter of videos about as long"
     )
     gbpo: float = Field(0, ge=0, description="weight of a policy gradient on what people said of what was served; 0 = cross-entropy alone")
+    user_weight: float = Field(
+        0, ge=0, le=1, description="power of what a person's impressions were worth so far in the weight of their samples; 0 = all alike"
+    )
     pending_conversions: int = Field(50_000, ge=1, description="impressions that are remembered until their attribution window ends")
 
 

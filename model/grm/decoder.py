@@ -196,20 +196,27 @@ def _normed(block: Block) -> tuple[Normed, Normed, Normed | None]:
 class Decoder(nn.Module):
     """Token embeddings, blocks, and a norm and head per level.
 
-    Position t reads code t - 1 (position 0 a learned start) and predicts code t. With a lazy trunk the first layers read the position
-    alone; their states of all levels are the first element of what `forward` keeps.
+    Position t reads code t - 1 (position 0 a learned start) and predicts code t; where value is a token too, one position more reads the
+    last code and predicts the bucket of the value. With a lazy trunk the first layers read the position alone; their states of all
+    positions are the first element of what `forward` keeps.
+
+    Attributes:
+        worth: float[buckets], mean value of each bucket, as whoever trains says; None where value is no token.
     """
 
     def __init__(self, config: GrmConfig, device: torch.device | None = None) -> None:
         super().__init__()
         self.config = config
         self.start = nn.Parameter(torch.empty(config.d_model, device=device))
-        self.codes = nn.ModuleList(nn.Embedding(size, config.d_model, device=device) for size in config.codes[:-1])
-        self.position = nn.Parameter(torch.empty(config.levels, config.d_model, device=device))
+        self.codes = nn.ModuleList(nn.Embedding(size, config.d_model, device=device) for size in config.tokens[:-1])
+        self.position = nn.Parameter(torch.empty(len(config.tokens), config.d_model, device=device))
         self.blocks = nn.ModuleList(Block(config, device) for _ in range(config.layers))
         self.fuse = Fuse(config, device) if config.lazy_trunk else None
-        self.norms = nn.ModuleList(nn.RMSNorm(config.d_model, device=device) for _ in config.codes)
-        self.heads = nn.ModuleList(nn.Linear(config.d_model, size, device=device) for size in config.codes)
+        self.norms = nn.ModuleList(nn.RMSNorm(config.d_model, device=device) for _ in config.tokens)
+        self.heads = nn.ModuleList(nn.Linear(config.d_model, size, device=device) for size in config.tokens)
+        # Without gradient: it is published and saved with the weights, and no optimizer moves it.
+        worth = nn.Parameter(torch.zeros(config.value_buckets, device=device), requires_grad=False) if config.value_buckets else None
+        self.worth: nn.Parameter | None = worth
         self._folded = Folded()
 
     def normed(self) -> list[tuple[Normed, Normed, Normed | None]]:
@@ -244,7 +251,7 @@ class Decoder(nn.Module):
         return (first + self.position[position]).unsqueeze(2)
 
     def embed_all(self, targets: Tensor) -> Tensor:
-        """Inputs of all positions of int64[B, L] → float[B, 1, L, d] (teacher forcing)."""
+        """Inputs of all T positions of int64[B, L] → float[B, 1, T, d] (teacher forcing)."""
         tokens = [self.start.expand(len(targets), -1)]
         tokens += [embedding(targets[:, level]) for level, embedding in enumerate(self.codes)]
         return (torch.stack(tokens, 1) + self.position).unsqueeze(1)
@@ -265,7 +272,7 @@ class Decoder(nn.Module):
         return hidden, present
 
     def trunk(self, context: Context) -> Tensor:
-        """States of all levels after the layers that read no code, float[B, 1, L, d]."""
+        """States of all T positions after the layers that read no code, float[B, 1, T, d]."""
         hidden = self.position.expand(len(context.bias), 1, -1, -1)
         for index in range(self.config.lazy_trunk):
             hidden, _ = self._block(index, hidden, context, None)
@@ -285,5 +292,9 @@ class Decoder(nn.Module):
         return layer * self.config.context_layers // self.config.layers
 
     def logits(self, hidden: Tensor, level: int) -> Tensor:
-        """float[..., d] at the position of `level` → float[..., codes of the level]."""
+        """float[..., d] at the position of `level` → float[..., codes of the level]; behind the levels comes the value."""
         return self.heads[level](self.norms[level](hidden))
+
+    def value(self, hidden: Tensor) -> Tensor:
+        """States float[..., T, d] of SIDs → log-probability of each bucket of their value, float[..., buckets]."""
+        return torch.log_softmax(self.logits(hidden[..., -1, :], self.config.levels), -1)

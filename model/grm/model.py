@@ -34,12 +34,14 @@ class Scores:
         hit: bool[B, L], whether it was the likeliest.
         summary: float[B, d_model], the normalised state that predicts the last code; it knows the context and the codes before.
         auxiliary: float[B, L], log-probabilities that are learned beside and weigh as they are; None = there are none.
+        value: float[B, buckets], log-probability of each bucket of value given the whole target; None = value is no token.
     """
 
     log_prob: Tensor
     hit: Tensor
     summary: Tensor
     auxiliary: Tensor | None = None
+    value: Tensor | None = None
 
     def loss(self, weight: Tensor) -> Tensor:
         """Value-weighted token cross-entropy, and the auxiliary one where there is one; `weight`: float[B]."""
@@ -83,7 +85,8 @@ class Grm(nn.Module):
         priors = self.prior(targets), self.recall(batch.memory, targets), self.followers(followers, targets)
         logits = [sum((prior[level] for prior in priors), self.decoder.heads[level](state)) for level, state in enumerate(states)]
         hit = torch.stack([level.argmax(1) for level in logits], 1) == targets
-        return Scores(loss.level_log_prob(logits, targets), hit, states[-1], self._auxiliary(kept, targets))
+        value = None if self.decoder.worth is None else self.decoder.value(hidden[:, 0])
+        return Scores(loss.level_log_prob(logits, targets), hit, states[-1], self._auxiliary(kept, targets), value)
 
     def _auxiliary(self, kept: Past, targets: Tensor) -> Tensor | None:
         """Every code from the trunk alone, without the codes before it (multi-token prediction), and its cluster where that is taught."""
@@ -93,6 +96,26 @@ class Grm(nn.Module):
         logits = [self.decoder.logits(trunk[:, level], level) for level in range(self.config.levels)]
         told = self.config.mtp * loss.level_log_prob(logits, targets)
         return told + self.thinking(trunk, targets) if self.thinking is not None and self.thinking.ready else told
+
+    @torch.no_grad()
+    def expected_value(self, batch: GrmBatch, sids: Tensor) -> Tensor:
+        """What an impression of each SID would be worth: Σ_v p(v | SID, context) · mean value of bucket v.
+
+        Args:
+            sids: int64[B, W, L], such as those of `Beams`.
+
+        Returns:
+            float[B, W]; 0 where a SID is none (-1).
+
+        Raises:
+            ValueError: the model has no value token.
+        """
+        worth = self.decoder.worth
+        if worth is None:
+            raise ValueError("the model does not predict values: its value_buckets is 0")
+        known = self.decoder.embed_all(sids.clamp(min=0).flatten(0, 1)).unflatten(0, sids.shape[:2]).squeeze(2)
+        hidden, _ = self.decoder(known, self.encode(batch))
+        return (self.decoder.value(hidden).exp() @ worth).masked_fill((sids < 0).any(-1), 0.0)
 
     def log_prob(self, batch: GrmBatch) -> Tensor:
         """float[B, L], see `Scores.log_prob`."""

@@ -31,6 +31,8 @@ class GrmConfig:
         thinking: clusters of a level's codes, of which a lazy trunk learns to tell the target's (S²GR); 0 = it does not. See
             `model.grm.thinking`.
         experts: feed-forward networks of `ffn` in every layer, of which a position uses `experts_active`; 0 = one, for all.
+        value_buckets: of the value of an impression, which the decoder predicts as one more token behind the codes (GR4AD, VSL); 0 = none.
+            `value_weight`: λ_e, what its cross-entropy adds to that of the codes.
         sparse_lr: rate of the fused row-wise Adagrad of the embedding tables; `prefix_lr` that of the prior on prefixes.
     """
 
@@ -66,6 +68,8 @@ class GrmConfig:
     cross: int = 0
     author_rows: int = 1 << 14
     thinking: int = 0
+    value_buckets: int = 0
+    value_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.codes or min(self.codes) < 2:
@@ -86,12 +90,21 @@ class GrmConfig:
             raise ValueError(f"long_events is {self.long_events}: nothing reads them, long and cross are 0")
         if self.thinking and not (self.lazy_trunk and 0 < self.thinking <= min(self.codes)):
             raise ValueError(f"thinking is {self.thinking}: expected a lazy_trunk, and no more clusters than a level has codes")
+        if self.value_buckets < 0 or self.value_buckets == 1 or self.value_weight < 0:
+            raise ValueError(
+                f"value_buckets is {self.value_buckets}, value_weight {self.value_weight}: expected 0 or at least 2, and a weight ≥ 0"
+            )
         if self.context_splits not in (1, 2):
             raise ValueError(f"context_splits is {self.context_splits}: expected 1 (values are the keys) or 2")
 
     @property
     def levels(self) -> int:
         return len(self.codes)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """How many there are of what the decoder predicts at each position: codes of every level, then buckets of value if it does."""
+        return (*self.codes, self.value_buckets) if self.value_buckets else self.codes
 
     @property
     def d_head(self) -> int:
@@ -112,7 +125,20 @@ class GrmConfig:
         return cls(**{**tree, "codes": tuple(tree["codes"])})
 
 
-_TAKEN_OR_NOT = {"managed", "lazy_trunk", "mtp", "experts", "experts_active", "long", "long_events", "cross", "author_rows", "thinking"}
+_TAKEN_OR_NOT = {
+    "managed",
+    "lazy_trunk",
+    "mtp",
+    "experts",
+    "experts_active",
+    "long",
+    "long_events",
+    "cross",
+    "author_rows",
+    "thinking",
+    "value_buckets",
+    "value_weight",
+}
 OPTIONS: dict[str, Any] = {field.name: field.default for field in fields(GrmConfig) if field.name in _TAKEN_OR_NOT}
 
 PRESETS: dict[str, GrmConfig] = {

@@ -54,7 +54,8 @@ def test_the_settings_know_every_mode() -> None:
 
 
 def test_what_is_worth_learning_is_as_the_settings_say() -> None:
-    assert learner_config(settings(satisfaction="duration", gbpo=0.5)) == LearnerConfig(satisfaction="duration", gbpo=0.5)
+    asked = {"satisfaction": "duration", "gbpo": 0.5, "user_weight": 0.25}
+    assert learner_config(settings(**asked)) == LearnerConfig(**asked)
 
 
 @pytest.mark.parametrize("mode", MODES)
