@@ -112,7 +112,7 @@ class Growing:
     def keep(self, score: Tensor, parent: Tensor, token: Tensor) -> None:
         """Go on with these continuations [B, W], and with no others."""
         level = self.codes.shape[-1]
-        self.codes = self._expansion.advance(self.codes, parent, token)
+        self.codes = self._expansion.advance(parent, token)
         self.score = score
         if self._trie is not None and self._node is not None and level + 1 < self._decoder.config.levels:
             self._node = self._trie.child(self._node.gather(1, parent.long()), self.codes[..., -1], level)

@@ -34,6 +34,7 @@ SAMPLES = 333
 BATCH = 40
 GROUPS_AND_THOUGHTS = {"long": 2, "long_events": 20, "cross": 2, "lazy_trunk": 1, "thinking": 3, "mtp": 1}
 VALUE = {"value_buckets": 4, "value_weight": 0.5, "lazy_trunk": 1}
+THOUGHTS = {"thinking_tokens": True, "thinking": 3, "thinking_goal": 0.1, "value_buckets": 4}
 
 
 @pytest.fixture(autouse=True)
@@ -146,7 +147,7 @@ def assert_same(one: tuple[dict[str, torch.Tensor], dict[str, Any]], learner: On
 
 
 # seed: in what order partitions are read
-@pytest.mark.parametrize(("seed", "options"), [(1, {}), (2, {}), (1, GROUPS_AND_THOUGHTS), (1, VALUE)])
+@pytest.mark.parametrize(("seed", "options"), [(1, {}), (2, {}), (1, GROUPS_AND_THOUGHTS), (1, VALUE), (1, THOUGHTS)])
 def test_deterministic_training_online_is_offline_training_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch, home: Path, known: Bundle, seed: int, options: dict[str, Any]
 ) -> None:
