@@ -18,7 +18,7 @@ from model.grm.presets import GrmConfig
 
 @dataclass(frozen=True)
 class Beams:
-    """The best SIDs of each request, best first.
+    """The best SIDs of each request, best first: the likeliest, or by their value too (`GrmConfig.value_rank`).
 
     Attributes:
         sids: int64[B, W, L]; -1 in a beam that does not exist.
@@ -28,6 +28,9 @@ class Beams:
     sids: Tensor
     log_prob: Tensor
 
+
+LEAST_VALUE = 1e-3
+"""What is expected to be worth less counts as this much: a logarithm of nothing would overrule every probability."""
 
 Prior = Callable[[Tensor], Tensor]
 """Logits float[B, W, codes] that follow codes int64[B, W, level], to be added to the decoder's."""
@@ -55,12 +58,16 @@ def search(
     """
     kept = _kept(decoder.config, widths)
     with torch.inference_mode():
-        growing = Growing(decoder, priors, context, max(kept[:-1], default=1), trie, avoid)
+        valued = decoder.config.value_rank > 0
+        growing = Growing(decoder, priors, context, max(kept if valued else kept[:-1], default=1), trie, avoid)
         for width in kept:
             growing.keep(*growing.select(width))
-        sids = growing.codes.masked_fill((growing.score == -torch.inf).unsqueeze(-1), -1)
+        sids, score = growing.codes.masked_fill((growing.score == -torch.inf).unsqueeze(-1), -1), growing.score
+        if valued:
+            order = growing.by_value(decoder.config.value_rank)
+            sids, score = sids.gather(1, order.unsqueeze(-1).expand_as(sids)), score.gather(1, order)
     # Out of inference mode these are tensors like any other: a caller may train on them.
-    return Beams(sids.clone(), growing.score.clone())
+    return Beams(sids.clone(), score.clone())
 
 
 class Growing:
@@ -116,6 +123,15 @@ class Growing:
         self.score = score
         if self._trie is not None and self._node is not None and level + 1 < self._decoder.config.levels:
             self._node = self._trie.child(self._node.gather(1, parent.long()), self.codes[..., -1], level)
+
+    def by_value(self, power: float) -> Tensor:
+        """Order of the finished beams by log p + power · log E[v], the best first: int64[B, W]; one position more tells their values."""
+        levels, worth = self._decoder.config.levels, self._decoder.worth
+        assert worth is not None
+        hidden = self._expansion.hidden(self.codes, levels)
+        expected = torch.softmax(self._decoder.heads[levels](hidden), -1) @ worth
+        ranked = self.score + power * expected.clamp(min=LEAST_VALUE).log().view_as(self.score)
+        return ranked.argsort(dim=1, descending=True, stable=True)
 
     def _allowed(self, level: int) -> tuple[Tensor | None, Tensor | None]:
         """What may follow each beam: its row int32[M] of a bitmask, and that."""

@@ -19,7 +19,7 @@ class Expansion:
     """The beams of B requests as they grow.
 
     Args:
-        slots: the most beams of a request that are continued after any level.
+        slots: the most beams of a request that are continued after any level, the last one too where their value is asked.
     """
 
     def __init__(self, decoder: Decoder, context: Context, slots: int) -> None:
@@ -31,7 +31,7 @@ class Expansion:
         self._lengths = None if full else lengths
         self._chunks = [(key.transpose(1, 2), value.transpose(1, 2)) for key, value in zip(context.keys, context.values, strict=True)]
         self._trunk = None if decoder.fuse is None else decoder.trunk(context)
-        steps = config.levels if decoder.think is None else 2 * config.levels
+        steps = (config.levels if decoder.think is None else 2 * config.levels) + (config.value_rank > 0)
         like, shape = context.keys[0], (len(lengths), steps, slots, config.self_groups, config.d_head)
         self._past = {layer: (like.new_empty(shape), like.new_empty(shape)) for layer in range(config.lazy_trunk, config.layers)}
         self._ancestors = torch.zeros(shape[:3], dtype=torch.int32, device=like.device)
@@ -39,14 +39,14 @@ class Expansion:
         self._read = torch.zeros(len(lengths), 1, 0, dtype=torch.int64, device=like.device)
 
     def hidden(self, codes: Tensor, level: int) -> Tensor:
-        """Normalised states float[B * W, d] that predict the code of `level`, which follows codes int64[B, W, level]."""
+        """Normalised states float[B * W, d] that predict the code of `level`, or the value, which follows codes int64[B, W, level]."""
         hidden, squares = self._embed(codes, level)
-        self._read = codes
-        if (think := self._decoder.think) is None:
-            hidden = self._step(hidden, squares, codes.shape[1], level)
+        think = self._decoder.think
+        # A thought is a token that every beam goes on with alone: where codes stand, it is 0.
+        self._read = codes if think is None else torch.stack([torch.zeros_like(codes), codes], -1).flatten(2)
+        if think is None or level == self._decoder.config.levels:
+            hidden = self._step(hidden, squares, codes.shape[1], self._read.shape[2])
         else:
-            # A thought is a token that every beam goes on with alone: where codes stand, it is 0.
-            self._read = torch.stack([torch.zeros_like(codes), codes], -1).flatten(2)
             hidden = think(self._step(hidden, squares, codes.shape[1], 2 * level), level)
             itself = torch.arange(codes.shape[1], dtype=torch.int32, device=codes.device).repeat(len(codes), 1)
             self._ancestors, self._read = advance(self._ancestors, self._read, itself, torch.zeros_like(itself))

@@ -35,7 +35,8 @@ class GrmConfig:
             then taught too; 0 = there is none. See `model.grm.goal`.
         experts: feed-forward networks of `ffn` in every layer, of which a position uses `experts_active`; 0 = one, for all.
         value_buckets: of the value of an impression, which the decoder predicts as one more token behind the codes (GR4AD, VSL); 0 = none.
-            `value_weight`: λ_e, what its cross-entropy adds to that of the codes.
+            `value_weight`: λ_e, what its cross-entropy adds to that of the codes. `value_rank`: β, where a search orders what it found by
+            log p + β log E[v]; 0 = by log p.
         sparse_lr: rate of the fused row-wise Adagrad of the embedding tables; `prefix_lr` that of the prior on prefixes.
     """
 
@@ -75,6 +76,7 @@ class GrmConfig:
     thinking_goal: float = 0.0
     value_buckets: int = 0
     value_weight: float = 1.0
+    value_rank: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.codes or min(self.codes) < 2:
@@ -105,6 +107,8 @@ class GrmConfig:
             raise ValueError(
                 f"value_buckets is {self.value_buckets}, value_weight {self.value_weight}: expected 0 or at least 2, and a weight ≥ 0"
             )
+        if self.value_rank and not (self.value_buckets and self.value_rank > 0):
+            raise ValueError(f"value_rank is {self.value_rank}: expected at least 0, and value_buckets where it is above")
         if self.context_splits not in (1, 2):
             raise ValueError(f"context_splits is {self.context_splits}: expected 1 (values are the keys) or 2")
 
@@ -151,6 +155,7 @@ _TAKEN_OR_NOT = {
     "thinking_goal",
     "value_buckets",
     "value_weight",
+    "value_rank",
 }
 OPTIONS: dict[str, Any] = {field.name: field.default for field in fields(GrmConfig) if field.name in _TAKEN_OR_NOT}
 

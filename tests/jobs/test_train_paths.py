@@ -33,7 +33,7 @@ from tests.model.conftest import SmallWorld, small_config, small_world
 SAMPLES = 333
 BATCH = 40
 GROUPS_AND_THOUGHTS = {"long": 2, "long_events": 20, "cross": 2, "lazy_trunk": 1, "thinking": 3, "mtp": 1}
-VALUE = {"value_buckets": 4, "value_weight": 0.5, "lazy_trunk": 1}
+VALUE = {"value_buckets": 4, "value_weight": 0.5, "value_rank": 0.5, "lazy_trunk": 1}
 THOUGHTS = {"thinking_tokens": True, "thinking": 3, "thinking_goal": 0.1, "value_buckets": 4}
 
 

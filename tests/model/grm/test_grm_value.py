@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from kernels.trie import Trie
 from model.grm import Grm, GrmBatch, GrmConfig, Query, collate
 from model.grm.fit import Fitter
+from model.grm.graph import BeamGraph
 from model.grm.loss import Valued, value_cross_entropy
 from streaming.records import Context, HistoryEntry
 from tests.model.conftest import START_MS, SmallWorld, small_config
@@ -111,6 +113,33 @@ def test_a_search_is_one_of_the_codes_alone(world: SmallWorld) -> None:
     torch.testing.assert_close(found.log_prob[:, 3], score.detach(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("changes", [{}, {"lazy_trunk": 1}, {"thinking_tokens": True}, {"layers": 3, "self_groups": 1}])
+def test_what_is_found_is_ordered_by_probability_and_value(world: SmallWorld, changes: dict[str, Any]) -> None:
+    model = shaken(value_rank=2.0, **changes).eval()
+    plain = shaken(**changes).eval()
+    with torch.no_grad():
+        for each in (model, plain):
+            assert each.decoder.worth is not None
+            each.decoder.worth.copy_(torch.tensor([0.0, 0.5, 2.0]))
+    batch = asked(world, model, 3)
+    found, unordered = model.beam(batch, [3, 5, 9]), plain.beam(batch, [3, 5, 9])
+    expected = plain.expected_value(batch, unordered.sids)
+    order = (unordered.log_prob + 2.0 * expected.clamp(min=1e-3).log()).argsort(1, descending=True)
+    assert not torch.equal(order, torch.arange(9).expand(3, 9))
+    assert torch.equal(found.sids, unordered.sids.gather(1, order.unsqueeze(-1).expand(3, 9, 3)))
+    torch.testing.assert_close(found.log_prob, unordered.log_prob.gather(1, order), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(BeamGraph(model)(batch, [3, 5, 9]).log_prob, found.log_prob, rtol=1e-5, atol=1e-5)
+
+
+def test_a_beam_that_does_not_exist_stays_the_last_whatever_it_would_be_worth(world: SmallWorld) -> None:
+    model = shaken(value_rank=5.0)
+    allowed = Trie.build(torch.tensor([[0, 1, 2], [3, 1, 2], [5, 4, 3]]), model.config.codes)
+    found = model.beam(asked(world, model, 2), [6, 6, 6], allowed)
+    assert (found.log_prob[:, :3].isfinite()).all()
+    assert (found.log_prob[:, 3:] == -torch.inf).all()
+    assert (found.sids[:, 3:] == -1).all()
+
+
 def test_a_few_values_are_learned_by_heart_beside_their_sids(world: SmallWorld) -> None:
     model = Grm(small_config(value_buckets=BUCKETS, value_weight=1.0))
     batch, fitter = asked(world, model), Fitter(model)
@@ -139,7 +168,7 @@ def test_the_share_of_the_loss_is_lambda_of_a_sum_over_levels(world: SmallWorld)
 
 def test_without_the_option_model_and_configuration_are_as_they_were() -> None:
     plain = small_config()
-    assert not {"value_buckets", "value_weight"} & plain.to_json().keys()
+    assert not {"value_buckets", "value_weight", "value_rank"} & plain.to_json().keys()
     assert Grm(plain).decoder.worth is None
     assert len(Grm(plain).decoder.heads) == 3
     asked_for = small_config(value_buckets=4, value_weight=0.5)
@@ -148,7 +177,16 @@ def test_without_the_option_model_and_configuration_are_as_they_were() -> None:
         Grm(plain).expected_value(None, torch.zeros(1, 1, 3))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("changes", [{"value_buckets": 1}, {"value_buckets": -2}, {"value_buckets": 4, "value_weight": -0.1}])
-def test_values_that_cannot_be_are_refused(changes: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match="value_buckets is"):
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"value_buckets": 1}, "value_buckets is 1"),
+        ({"value_buckets": -2}, "value_buckets is -2"),
+        ({"value_buckets": 4, "value_weight": -0.1}, "value_weight -0.1"),
+        ({"value_rank": 1.0}, "value_rank is 1.0"),
+        ({"value_buckets": 4, "value_rank": -1.0}, "value_rank is -1.0"),
+    ],
+)
+def test_values_that_cannot_be_are_refused(changes: dict[str, object], named: str) -> None:
+    with pytest.raises(ValueError, match=named):
         small_config(**changes)
