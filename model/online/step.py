@@ -142,11 +142,12 @@ class OnlineLearner:
         self.metrics.open.saw([target.row.ts for target in initials])
         self._search(positives)
         seen: list[tuple[Sequence[_Target], Scores, Tensor]] = []
-        if others and self.values is None:
+        together = any(target.bucket >= 0 for target in initials)
+        if others and not together:
             batch = self._collate(others)
             with torch.no_grad():
                 seen.append((others, self.model(batch), self._target_tensor(batch)))
-        for chunk in self._chunks(learned, others):
+        for chunk in self._chunks(learned, others if together else []):
             batch = self._collate(chunk)
             scores = self._learn(batch, chunk)
             seen.append((chunk, scores, self._target_tensor(batch)))
@@ -326,16 +327,16 @@ class OnlineLearner:
         return target.weight > 0 or (self.config.gbpo > 0 and target.advantage < 0)
 
     def _chunks(self, learned: list[_Target], others: list[_Target]) -> list[list[_Target]]:
-        """What each step learns."""
-        starts = range(0, len(learned), self.config.chunk)
-        if self.values is None:
-            return [learned[start : start + self.config.chunk] for start in starts]
+        """What each step learns: so many targets, and others in the proportion of them all, or the next step would unlearn what this one
+        has learned of good and bad."""
         if not learned:
             return [others] if others else []
-        # Good and bad in the proportions of them all: a step on the good ones mostly would be unlearned by the next.
-        ends = [min(start + self.config.chunk, len(learned)) for start in starts]
-        upto = [len(others) * place // len(learned) for place in (0, *ends)]
-        return [learned[start:end] + others[first:last] for start, end, first, last in zip(starts, ends, upto[:-1], upto[1:], strict=True)]
+        chunks = []
+        for start in range(0, len(learned), self.config.chunk):
+            end = min(start + self.config.chunk, len(learned))
+            first, last = (len(others) * place // len(learned) for place in (start, end))
+            chunks.append(learned[start:end] + others[first:last])
+        return chunks
 
     def _valued(self, targets: Sequence[_Target]) -> Valued | None:
         """What the targets were worth, where that is learned and known of any."""
