@@ -29,7 +29,13 @@ def learner_config(settings: Settings) -> LearnerConfig:
     if given.delayed_feedback is not None:
         attribution_ms = round(settings.samples.attribution_window_s * 1000)
         conversion = ConversionConfig(given.delayed_feedback, attribution_ms, given.pending_conversions)
-    return LearnerConfig(conversion=conversion, satisfaction=given.satisfaction, gbpo=given.gbpo, precision=given.precision)
+    return LearnerConfig(
+        conversion=conversion,
+        satisfaction=given.satisfaction,
+        gbpo=given.gbpo,
+        precision=given.precision,
+        user_weight=given.user_weight,
+    )
 
 
 def fresh_learner(settings: Settings, bundle: Bundle) -> OnlineLearner:

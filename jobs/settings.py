@@ -137,6 +137,9 @@ class Trainer(Part):
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the numbers in the products of a training step; weights and their optimizers stay float32"
     )
+    user_weight: float = Field(
+        0, ge=0, le=1, description="power of what a person's impressions were worth so far in the weight of their samples; 0 = all alike"
+    )
     pending_conversions: int = Field(50_000, ge=1, description="impressions that are remembered until their attribution window ends")
     placement: Literal["row_wise", "table_wise"] = Field(
         "row_wise", description="what each process of torchrun has: a share of every embedding table, or some of the tables"

@@ -10,7 +10,8 @@ operations. Every other row changes one thing from the first. These budgets are 
 result.
 
 Positions of the context, on KuaiRand: clusters of older videos and authors beside the 32 newest videos, and as many positions more of
-single videos. What a lazy trunk is taught of clusters of codes stands beside what it is taught of random ones. With up to 8,874 targets and
+single videos. What a lazy trunk is taught of clusters of codes stands beside what it is taught of random ones; thinking tokens that are
+taught clusters and a goal beside those that are not, and beside a decoder that costs as much without them. With up to 8,874 targets and
 tests together, all of them are of KuaiRand's first 48 hours, which the prequential table leaves out.
 
 Delayed feedback: simulated conversions with known rates, see `benchmarks.ablations.delays`.

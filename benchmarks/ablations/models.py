@@ -48,6 +48,7 @@ class Variant:
 
 FULL = (("context_layers", 2), ("context_splits", 2), ("context_groups", 4))
 THOUGHTFUL = (("lazy_trunk", 1), ("thinking", 16))
+THINKING = (("thinking_tokens", True), ("thinking", 16), ("thinking_goal", 0.1))
 VARIANTS = (
     Variant("D-SID 2 + 2 × 64, lazy decoder"),
     Variant("full decoder: keys, values per layer and head", changes=FULL),
@@ -67,6 +68,9 @@ VARIANTS = (
     Variant("LazyAR, trunk taught 16 clusters a level", changes=THOUGHTFUL),
     Variant("LazyAR, trunk taught 16 random clusters", changes=THOUGHTFUL, by_chance=True),
     Variant("lazy decoder, learned in bfloat16", on=("KuaiRand",), precision="bfloat16"),
+    Variant("thinking tokens, taught nothing", changes=(("thinking_tokens", True),)),
+    Variant("thinking tokens, taught 16 clusters and a goal", changes=THINKING),
+    Variant("lazy decoder as costly as thinking tokens", as_costly_as=(("thinking_tokens", True),)),
 )
 
 

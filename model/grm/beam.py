@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.bits import pack
+from kernels.linear import linear, rmsnorm_linear
 from kernels.selection import proj_select
 from kernels.trie import Prefixes
 from model.grm.decoder import Context, Decoder
@@ -18,7 +19,7 @@ from model.grm.presets import GrmConfig
 
 @dataclass(frozen=True)
 class Beams:
-    """The best SIDs of each request, best first.
+    """The best SIDs of each request, best first: the likeliest, or by their value too (`GrmConfig.value_rank`).
 
     Attributes:
         sids: int64[B, W, L]; -1 in a beam that does not exist.
@@ -28,6 +29,9 @@ class Beams:
     sids: Tensor
     log_prob: Tensor
 
+
+LEAST_VALUE = 1e-3
+"""What is expected to be worth less counts as this much: a logarithm of nothing would overrule every probability."""
 
 Prior = Callable[[Tensor], Tensor]
 """Logits float[B, W, codes] that follow codes int64[B, W, level], to be added to the decoder's."""
@@ -55,11 +59,16 @@ def search(
     """
     kept = _kept(decoder.config, widths)
     with torch.inference_mode():
-        growing = Growing(decoder, priors, context, max(kept[:-1], default=1), trie, avoid)
+        valued = decoder.config.value_rank > 0
+        growing = Growing(decoder, priors, context, max(kept if valued else kept[:-1], default=1), trie, avoid)
         for width in kept:
             growing.keep(*growing.select(width))
+        sids, score = growing.codes, growing.score
+        if valued:
+            order = growing.by_value(decoder.config.value_rank)
+            sids, score = sids.gather(1, order.unsqueeze(-1).expand_as(sids)), score.gather(1, order)
     # Made out of inference mode these are tensors like any other: a caller may train on them.
-    return Beams(growing.codes.masked_fill((growing.score == -torch.inf).unsqueeze(-1), -1), growing.score.clone())
+    return Beams(sids.masked_fill((score == -torch.inf).unsqueeze(-1), -1), score.clone())
 
 
 class Growing:
@@ -113,10 +122,24 @@ class Growing:
     def keep(self, score: Tensor, parent: Tensor, token: Tensor) -> None:
         """Go on with these continuations [B, W], and with no others."""
         level = self.codes.shape[-1]
-        self.codes = self._expansion.advance(self.codes, parent, token)
+        self.codes = self._expansion.advance(parent, token)
         self.score = score
         if self._trie is not None and self._node is not None and level + 1 < self._decoder.config.levels:
             self._node = self._trie.child(self._node.gather(1, parent.long()), self.codes[..., -1], level)
+
+    def by_value(self, power: float) -> Tensor:
+        """Order of the finished beams by log p + power · log E[v], the best first: int64[B, W]; one position more tells their values."""
+        levels, worth = self._decoder.config.levels, self._decoder.worth
+        assert worth is not None
+        hidden, squares = self._expansion.hidden(self.codes, levels)
+        weight, bias = self._expansion.head(levels), self._decoder.heads[levels].bias
+        if squares is None:
+            logits = linear(hidden, weight, bias=bias)  # type: ignore[arg-type]
+        else:
+            logits = rmsnorm_linear(hidden, None, weight, squares=squares, bias=bias)  # type: ignore[arg-type]
+        expected = torch.softmax(logits, -1) @ worth
+        ranked = self.score + power * expected.clamp(min=LEAST_VALUE).log().view_as(self.score)
+        return ranked.argsort(dim=1, descending=True, stable=True)
 
     def _allowed(self, level: int) -> tuple[Tensor | None, Tensor | None]:
         """What may follow each beam: its row int32[M] of a bitmask, and that."""

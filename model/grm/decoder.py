@@ -94,6 +94,8 @@ class FeedForward(nn.Module):
         return self.out(functional.relu(self.inner(hidden)).square())
 
 
+EMBEDDING_STD = 0.1
+
 BALANCE_RATE = 1e-3
 """Step of the routing bias (Wang et al., arXiv 2408.15664)."""
 
@@ -140,6 +142,21 @@ class Fuse(nn.Module):
 
     def forward(self, trunk: Tensor, code: Tensor) -> Tensor:
         return self.out(torch.cat([trunk * self.gate(code), code], -1))
+
+
+class Thought(nn.Module):
+    """What a state becomes when it is read again: t_l = norm(h) + p_l (S²GR, arXiv 2601.18664), on the scale of a code's embedding."""
+
+    def __init__(self, config: GrmConfig, device: torch.device | None = None) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(config.d_model, device=device)
+        self.place = nn.Parameter(torch.empty(config.levels, config.d_model, device=device))
+        nn.init.constant_(self.norm.weight, EMBEDDING_STD)
+        nn.init.normal_(self.place, std=EMBEDDING_STD)
+
+    def forward(self, hidden: Tensor, level: int) -> Tensor:
+        """float[..., d] → the same."""
+        return self.norm(hidden) + self.place[level]
 
 
 class Block(nn.Module):
@@ -197,20 +214,31 @@ def _normed(block: Block) -> tuple[Normed, Normed, Normed | None]:
 class Decoder(nn.Module):
     """Token embeddings, blocks, and a norm and head per level.
 
-    Position t reads code t - 1 (position 0 a learned start) and predicts code t. With a lazy trunk the first layers read the position
-    alone; their states of all levels are the first element of what `forward` keeps.
+    Position t reads code t - 1 (position 0 a learned start) and predicts code t; where value is a token too, one position more reads the
+    last code and predicts the bucket of the value. With a lazy trunk the first layers read the position alone; their states of all
+    positions are the first element of what `forward` keeps. With thinking tokens a position's state is read once more, as a thought,
+    before it predicts a code: twice as many positions, of which the second of each two predicts.
+
+    Attributes:
+        worth: float[buckets], mean value of each bucket, as whoever trains says; None where value is no token.
     """
 
     def __init__(self, config: GrmConfig, device: torch.device | None = None) -> None:
         super().__init__()
         self.config = config
         self.start = nn.Parameter(torch.empty(config.d_model, device=device))
-        self.codes = nn.ModuleList(nn.Embedding(size, config.d_model, device=device) for size in config.codes[:-1])
-        self.position = nn.Parameter(torch.empty(config.levels, config.d_model, device=device))
+        self.codes = nn.ModuleList(
+            nn.Embedding(size, config.d_model, device=device) for size in (config.codes if config.thinking_goal else config.tokens[:-1])
+        )
+        self.position = nn.Parameter(torch.empty(len(config.tokens), config.d_model, device=device))
         self.blocks = nn.ModuleList(Block(config, device) for _ in range(config.layers))
         self.fuse = Fuse(config, device) if config.lazy_trunk else None
-        self.norms = nn.ModuleList(nn.RMSNorm(config.d_model, device=device) for _ in config.codes)
-        self.heads = nn.ModuleList(nn.Linear(config.d_model, size, device=device) for size in config.codes)
+        self.think = Thought(config, device) if config.thinking_tokens else None
+        self.norms = nn.ModuleList(nn.RMSNorm(config.d_model, device=device) for _ in config.tokens)
+        self.heads = nn.ModuleList(nn.Linear(config.d_model, size, device=device) for size in config.tokens)
+        # Without gradient: it is published and saved with the weights, and no optimizer moves it.
+        worth = nn.Parameter(torch.zeros(config.value_buckets, device=device), requires_grad=False) if config.value_buckets else None
+        self.worth: nn.Parameter | None = worth
         self._folded = Folded()
 
     def normed(self) -> tuple[list[tuple[Normed, Normed, Normed | None]], list[Normed]]:
@@ -237,7 +265,7 @@ class Decoder(nn.Module):
             for module in (block.cross.out, block.self.out, *fed):  # type: ignore[union-attr]
                 module.weight.data.mul_(branch)  # type: ignore[union-attr, operator]
         for embedding in (self.start, self.position, *(module.weight for module in self.codes)):
-            nn.init.normal_(embedding, std=0.1)  # type: ignore[arg-type]
+            nn.init.normal_(embedding, std=EMBEDDING_STD)  # type: ignore[arg-type]
         for head in self.heads:
             nn.init.normal_(head.weight, std=0.02)  # type: ignore[arg-type]
             nn.init.zeros_(head.bias)  # type: ignore[arg-type]
@@ -248,10 +276,32 @@ class Decoder(nn.Module):
         return (first + self.position[position]).unsqueeze(2)
 
     def embed_all(self, targets: Tensor) -> Tensor:
-        """Inputs of all positions of int64[B, L] → float[B, 1, L, d] (teacher forcing)."""
+        """Inputs of all T positions of int64[B, L] → float[B, 1, T, d] (teacher forcing)."""
         tokens = [self.start.expand(len(targets), -1)]
         tokens += [embedding(targets[:, level]) for level, embedding in enumerate(self.codes)]
         return torch.stack(tokens, 1).unsqueeze(1) + self.position
+
+    def teach(self, sids: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
+        """All positions of known SIDs int64[B, W, L].
+
+        Returns:
+            States that predict codes and value, float[B, W, T, d], and what the model thought before it read the code before: the trunk's
+            states float[B, 1, T, d], or the thoughts float[B, W, L, d]; None where it has neither.
+        """
+        if self.think is None:
+            known = self.embed_all(sids.flatten(0, 1)).unflatten(0, sids.shape[:2]).squeeze(2)
+            hidden, kept = self(known, context)
+            return hidden, None if self.fuse is None else kept[0][0]
+        # A thought is made of everything before it, so there is no way to have them all at once.
+        states, thoughts, past = [], [], None
+        for level in range(self.config.levels):
+            hidden, past = self(self.embed(sids[..., :level], level), context, past)
+            thoughts.append(self.think(hidden, level))
+            hidden, past = self(thoughts[-1], context, past)
+            states.append(hidden)
+        if self.worth is not None:
+            states.append(self(self.embed(sids, self.config.levels), context, past)[0])
+        return torch.cat(states, 2), torch.cat(thoughts, 2)
 
     def forward(self, hidden: Tensor, context: Context, past: Past | None = None) -> tuple[Tensor, Past]:
         """float[B, W, T, d] → the same after all blocks, and the keys and values to continue with."""
@@ -269,7 +319,7 @@ class Decoder(nn.Module):
         return hidden, present
 
     def trunk(self, context: Context) -> Tensor:
-        """States of all levels after the layers that read no code, float[B, 1, L, d]."""
+        """States of all T positions after the layers that read no code, float[B, 1, T, d]."""
         hidden = self.position.expand(len(context.bias), 1, -1, -1)
         for index in range(self.config.lazy_trunk):
             hidden, _ = self._block(index, hidden, context, None)
@@ -289,5 +339,9 @@ class Decoder(nn.Module):
         return layer * self.config.context_layers // self.config.layers
 
     def logits(self, hidden: Tensor, level: int) -> Tensor:
-        """float[..., d] at the position of `level` → float[..., codes of the level]."""
+        """float[..., d] at the position of `level` → float[..., codes of the level]; behind the levels comes the value."""
         return self.heads[level](self.norms[level](hidden))
+
+    def value(self, hidden: Tensor) -> Tensor:
+        """States float[..., T, d] of SIDs → log-probability of each bucket of their value, float[..., buckets]."""
+        return torch.log_softmax(self.logits(hidden[..., -1, :], self.config.levels), -1)

@@ -19,7 +19,7 @@ class Expansion:
     """The beams of B requests as they grow.
 
     Args:
-        slots: the most beams of a request that are continued after any level.
+        slots: the most beams of a request that are continued after any level, the last one too where their value is asked.
     """
 
     def __init__(self, decoder: Decoder, context: Context, slots: int) -> None:
@@ -31,19 +31,27 @@ class Expansion:
         self._lengths = None if full else lengths
         self._chunks = [(key.transpose(1, 2), value.transpose(1, 2)) for key, value in zip(context.keys, context.values, strict=True)]
         self._trunk = None if decoder.fuse is None else decoder.trunk(context)
-        like, shape = context.keys[0], (len(lengths), config.levels, slots, config.self_groups, config.d_head)
+        steps = (config.levels if decoder.think is None else 2 * config.levels) + (config.value_rank > 0)
+        like, shape = context.keys[0], (len(lengths), steps, slots, config.self_groups, config.d_head)
         self._past = {layer: (like.new_empty(shape), like.new_empty(shape)) for layer in range(config.lazy_trunk, config.layers)}
         self._ancestors = torch.zeros(shape[:3], dtype=torch.int32, device=like.device)
         self._normed, self._heads = decoder.normed()
+        self._read = torch.zeros(len(lengths), 1, 0, dtype=torch.int64, device=like.device)
 
     def hidden(self, codes: Tensor, level: int) -> tuple[Tensor, Tensor | None]:
-        """States float[B * W, d] that predict the code of `level`, which follows codes int64[B, W, level], and their squares where it is
-        the product with `head` that norms them."""
+        """States float[B * W, d] that predict the code of `level`, or the value, which follows codes int64[B, W, level], and their squares
+        where it is the product with `head` that norms them."""
         hidden, squares = self._embed(codes, level)
-        beams = codes.shape[1]
-        place = None if level == 0 or hidden.is_cuda else places(self._ancestors, beams, level)
-        for layer in self._past:
-            hidden, squares = self._layer(layer, hidden, squares, beams, level, place)
+        think = self._decoder.think
+        # A thought is a token that every beam goes on with alone: where codes stand, it is 0.
+        self._read = codes if think is None else torch.stack([torch.zeros_like(codes), codes], -1).flatten(2)
+        if think is None or level == self._decoder.config.levels:
+            hidden, squares = self._step(hidden, squares, codes.shape[1], self._read.shape[2])
+        else:
+            thought = think(self._step(hidden, squares, codes.shape[1], 2 * level)[0], level)
+            itself = torch.arange(codes.shape[1], dtype=torch.int32, device=codes.device).repeat(len(codes), 1)
+            self._ancestors, self._read = advance(self._ancestors, self._read, itself, torch.zeros_like(itself))
+            hidden, squares = self._step(thought, None, codes.shape[1], 2 * level + 1)
         gain = self._heads[level][0]
         if gain is not None:
             return rms_norm(hidden, gain), None
@@ -53,10 +61,17 @@ class Expansion:
         """What the states of `hidden` are multiplied with, float[codes, d]."""
         return self._heads[level][1]
 
-    def advance(self, codes: Tensor, parent: Tensor, token: Tensor) -> Tensor:
-        """Go on with those at `parent` int32[B, K] of the beams with codes int64[B, W, level], by `token` int32[B, K]; their codes."""
-        self._ancestors, longer = advance(self._ancestors, codes, parent, token)
-        return longer
+    def advance(self, parent: Tensor, token: Tensor) -> Tensor:
+        """Go on with those at `parent` int32[B, K] of the beams that `hidden` was asked of last, by `token` int32[B, K]; their codes."""
+        self._ancestors, longer = advance(self._ancestors, self._read, parent, token)
+        return longer if self._decoder.think is None else longer[..., 1::2]
+
+    def _step(self, hidden: Tensor, squares: Tensor | None, beams: int, step: int) -> tuple[Tensor, Tensor | None]:
+        """All layers at one position of every beam: states float[B * W, d], and their squares if a kernel left them."""
+        place = None if step == 0 or hidden.is_cuda else places(self._ancestors, beams, step)
+        for layer in self._past:
+            hidden, squares = self._layer(layer, hidden, squares, beams, step, place)
+        return hidden, squares
 
     def _embed(self, codes: Tensor, level: int) -> tuple[Tensor, Tensor | None]:
         """States float[B * W, d] before the first layer, and their squares if a kernel made them."""
@@ -70,7 +85,7 @@ class Expansion:
         return embed(codes.flatten(0, 1)[:, -1], table, decoder.position[level])
 
     def _layer(
-        self, layer: int, hidden: Tensor, squares: Tensor | None, beams: int, level: int, place: Tensor | None
+        self, layer: int, hidden: Tensor, squares: Tensor | None, beams: int, step: int, place: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         config = self._decoder.config
         block = self._decoder.blocks[layer]
@@ -80,7 +95,7 @@ class Expansion:
         mixed = projected_attention(hidden, *cross, keys, values, self._lengths, heads=config.heads, squares=squares)
         hidden, squares = linear_squares(mixed, block.cross.out.weight, hidden)
         qkv = rmsnorm_linear(hidden, *own, squares=squares)
-        mixed = beam_self_attention(qkv.view(-1, beams, qkv.shape[1]), *self._past[layer], self._ancestors, level, place=place)
+        mixed = beam_self_attention(qkv.view(-1, beams, qkv.shape[1]), *self._past[layer], self._ancestors, step, place=place)
         hidden, squares = linear_squares(mixed.view_as(hidden), block.self.out.weight, hidden)
         if inner is None or not isinstance(block.ffn, FeedForward):
             return hidden + block.ffn(block.ffn_norm(hidden)), None

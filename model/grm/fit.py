@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from model.grm.inputs import GrmBatch
+from model.grm.loss import Valued, value_cross_entropy
 from model.grm.model import Grm, Scores
 from model.policy.gbpo import Feedback, gbpo_loss
 
@@ -66,7 +67,14 @@ class Fitter:
         self._touched = {name: torch.zeros(len(table), dtype=torch.bool) for name, table in model.tables().items()}
 
     def step(
-        self, batch: GrmBatch, weight: Tensor, *, rate: float = 1.0, epochs: bool = False, feedback: Feedback | None = None
+        self,
+        batch: GrmBatch,
+        weight: Tensor,
+        *,
+        rate: float = 1.0,
+        epochs: bool = False,
+        feedback: Feedback | None = None,
+        valued: Valued | None = None,
     ) -> tuple[Scores, bool]:
         """Score the targets, then learn them.
 
@@ -75,6 +83,7 @@ class Fitter:
             rate: share of the configured rates, for a schedule.
             epochs: the targets are learned again and again and were counted as followers before the first time; they are not counted here.
             feedback: what a policy gradient learns of the targets, beside the cross-entropy.
+            valued: what the targets were worth, which a model with a value token learns beside them.
 
         Returns:
             What the model said before the step, without gradients, and whether it was taken: not where the loss is not finite.
@@ -91,7 +100,12 @@ class Fitter:
         loss = scores.loss(weight)
         if feedback is not None and scores.log_prob.isfinite().all():
             loss = loss + feedback.share * gbpo_loss(scores.log_prob.sum(1), feedback.old_log_prob, feedback.advantage)
-        said = Scores(scores.log_prob.detach(), scores.hit, scores.summary.detach())
+        if valued is not None and scores.value is not None:
+            # L_NTP = L_SID + λ_e L_eCPM, where L_SID is the sum over levels that the loss so far is the mean of.
+            share = self.model.config.value_weight / self.model.config.levels
+            loss = loss + share * value_cross_entropy(scores.value, valued)
+        value = None if scores.value is None else scores.value.detach()
+        said = Scores(scores.log_prob.detach(), scores.hit, scores.summary.detach(), value=value)
         if not math.isfinite(loss.item()):
             return said, False
         self.optimizer.zero_grad(set_to_none=True)

@@ -15,8 +15,9 @@ from kernels.trie import Prefixes
 from model.grm import beam, loss
 from model.grm.beam import Beams
 from model.grm.context import Context, ContextProcessor
-from model.grm.decoder import Decoder, Past
+from model.grm.decoder import Decoder
 from model.grm.followers import FollowerPrior, Followers
+from model.grm.goal import Goal
 from model.grm.inputs import GrmBatch
 from model.grm.managed import IdMap
 from model.grm.presets import GrmConfig
@@ -35,12 +36,14 @@ class Scores:
         hit: bool[B, L], whether it was the likeliest.
         summary: float[B, d_model], the normalised state that predicts the last code; it knows the context and the codes before.
         auxiliary: float[B, L], log-probabilities that are learned beside and weigh as they are; None = there are none.
+        value: float[B, buckets], log-probability of each bucket of value given the whole target; None = value is no token.
     """
 
     log_prob: Tensor
     hit: Tensor
     summary: Tensor
     auxiliary: Tensor | None = None
+    value: Tensor | None = None
 
     def loss(self, weight: Tensor) -> Tensor:
         """Value-weighted token cross-entropy, and the auxiliary one where there is one; `weight`: float[B]."""
@@ -72,6 +75,7 @@ class Grm(nn.Module):
                 self.decoder.reset_parameters()
                 self.prior.reset_parameters()
             self.thinking = Thinking(config, device) if config.thinking else None
+            self.goal = Goal(config, device) if config.thinking_goal else None
         self.processes: Processes | None = None
 
     def forward(self, batch: GrmBatch, *, counted: bool = False, bfloat16: bool = False) -> Scores:
@@ -96,23 +100,50 @@ class Grm(nn.Module):
     def _scores(self, batch: GrmBatch, targets: Tensor, counted: bool, bfloat16: bool) -> Scores:
         batch = self.resolve(batch)
         with torch.autocast(targets.device.type, torch.bfloat16, enabled=bfloat16):
-            hidden, kept = self.decoder(self.decoder.embed_all(targets), self.context(batch))
+            context = self.context(batch)
+            hidden, thoughts = self.decoder.teach(targets.unsqueeze(1), context)
             states = [self.decoder.norms[level](hidden[:, 0, level]) for level in range(self.config.levels)]
             heads = [self.decoder.heads[level](state).to(state.dtype) for level, state in enumerate(states)]
         followers = self.followers.read(batch.memory, targets if counted else None)
         priors = self.prior(targets), self.recall(batch.memory, targets), self.followers(followers, targets)
         logits = [sum((prior[level] for prior in priors), head) for level, head in enumerate(heads)]
         hit = torch.stack([level.argmax(1) for level in logits], 1) == targets
-        return Scores(loss.level_log_prob(logits, targets), hit, states[-1], self._auxiliary(kept, targets))
+        value = None if self.decoder.worth is None else self.decoder.value(hidden[:, 0])
+        return Scores(loss.level_log_prob(logits, targets), hit, states[-1], self._auxiliary(context, thoughts, targets), value)
 
-    def _auxiliary(self, kept: Past, targets: Tensor) -> Tensor | None:
-        """Every code from the trunk alone, without the codes before it (multi-token prediction), and its cluster where that is taught."""
-        if not self.config.lazy_trunk:
+    def _auxiliary(self, context: Context, thoughts: Tensor | None, targets: Tensor) -> Tensor | None:
+        """Every code from the trunk alone, without the codes before it (multi-token prediction); its cluster, from trunk or thought, and
+        the whole SID, from the first thought, where these are taught."""
+        if thoughts is None:
             return None
-        trunk = kept[0][0][:, 0]
-        logits = [self.decoder.logits(trunk[:, level], level) for level in range(self.config.levels)]
-        told = self.config.mtp * loss.level_log_prob(logits, targets)
-        return told + self.thinking(trunk, targets) if self.thinking is not None and self.thinking.ready else told
+        thought, parts = thoughts[:, 0], []
+        if self.config.lazy_trunk:
+            logits = [self.decoder.logits(thought[:, level], level) for level in range(self.config.levels)]
+            parts.append(self.config.mtp * loss.level_log_prob(logits, targets))
+        if self.thinking is not None and self.thinking.ready:
+            parts.append(self.thinking(thought, targets))
+        if self.goal is not None:
+            parts.append(self.goal(context, self.decoder.codes, thought[:, 0], targets))
+        return sum(parts[1:], parts[0]) if parts else None
+
+    @torch.no_grad()
+    def expected_value(self, batch: GrmBatch, sids: Tensor) -> Tensor:
+        """What an impression of each SID would be worth: Σ_v p(v | SID, context) · mean value of bucket v.
+
+        Args:
+            sids: int64[B, W, L], such as those of `Beams`.
+
+        Returns:
+            float[B, W]; 0 where a SID is none (-1).
+
+        Raises:
+            ValueError: the model has no value token.
+        """
+        worth = self.decoder.worth
+        if worth is None:
+            raise ValueError("the model does not predict values: its value_buckets is 0")
+        hidden, _ = self.decoder.teach(sids.clamp(min=0), self.encode(batch))
+        return (self.decoder.value(hidden).exp() @ worth).masked_fill((sids < 0).any(-1), 0.0)
 
     def log_prob(self, batch: GrmBatch) -> Tensor:
         """float[B, L], see `Scores.log_prob`."""

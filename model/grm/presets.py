@@ -28,9 +28,15 @@ class GrmConfig:
         long: clusters (first content codes) of the videos older than those of `history` that join the context, each as its newest video and
             how many it holds; 0 = none. `cross`: authors of all videos read that join it with how often they were watched and liked, hashed
             to `author_rows`; 0 = none. `long_events`: history events read for both beyond `events`. See `model.grm.groups`.
-        thinking: clusters of a level's codes, of which a lazy trunk learns to tell the target's (S²GR); 0 = it does not. See
-            `model.grm.thinking`.
+        thinking: clusters of a level's codes, of which a lazy trunk, or the thought before the code, learns to tell the target's (S²GR,
+            arXiv 2601.18664); 0 = it does not. See `model.grm.thinking`.
+        thinking_tokens: a thought of the decoder's own is read before every code (S²GR): two passes a level instead of one.
+        thinking_goal: λ, what it adds to the loss that the first thought is not where an auxiliary decoder expects the whole SID, which is
+            then taught too; 0 = there is none. See `model.grm.goal`.
         experts: feed-forward networks of `ffn` in every layer, of which a position uses `experts_active`; 0 = one, for all.
+        value_buckets: of the value of an impression, which the decoder predicts as one more token behind the codes (GR4AD, VSL); 0 = none.
+            `value_weight`: λ_e, what its cross-entropy adds to that of the codes. `value_rank`: β, where a search orders what it found by
+            log p + β log E[v]; 0 = by log p.
         sparse_lr: rate of the fused row-wise Adagrad of the embedding tables; `prefix_lr` that of the prior on prefixes.
     """
 
@@ -66,6 +72,11 @@ class GrmConfig:
     cross: int = 0
     author_rows: int = 1 << 14
     thinking: int = 0
+    thinking_tokens: bool = False
+    thinking_goal: float = 0.0
+    value_buckets: int = 0
+    value_weight: float = 1.0
+    value_rank: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.codes or min(self.codes) < 2:
@@ -84,14 +95,31 @@ class GrmConfig:
             raise ValueError(f"long is {self.long}, cross {self.cross}, long_events {self.long_events}: expected none below 0")
         if self.long_events and not (self.long or self.cross):
             raise ValueError(f"long_events is {self.long_events}: nothing reads them, long and cross are 0")
-        if self.thinking and not (self.lazy_trunk and 0 < self.thinking <= min(self.codes)):
-            raise ValueError(f"thinking is {self.thinking}: expected a lazy_trunk, and no more clusters than a level has codes")
+        if self.thinking_tokens and self.lazy_trunk:
+            raise ValueError(f"thinking_tokens with a lazy_trunk of {self.lazy_trunk}: its states take the place of thoughts, choose one")
+        if self.thinking and not ((self.lazy_trunk or self.thinking_tokens) and 0 < self.thinking <= min(self.codes)):
+            raise ValueError(
+                f"thinking is {self.thinking}: expected a lazy_trunk or thinking_tokens, and no more clusters than a level has codes"
+            )
+        if self.thinking_goal < 0 or (self.thinking_goal and not self.thinking_tokens):
+            raise ValueError(f"thinking_goal is {self.thinking_goal}: expected a weight ≥ 0, and thinking_tokens where it is above")
+        if self.value_buckets < 0 or self.value_buckets == 1 or self.value_weight < 0:
+            raise ValueError(
+                f"value_buckets is {self.value_buckets}, value_weight {self.value_weight}: expected 0 or at least 2, and a weight ≥ 0"
+            )
+        if self.value_rank and not (self.value_buckets and self.value_rank > 0):
+            raise ValueError(f"value_rank is {self.value_rank}: expected at least 0, and value_buckets where it is above")
         if self.context_splits not in (1, 2):
             raise ValueError(f"context_splits is {self.context_splits}: expected 1 (values are the keys) or 2")
 
     @property
     def levels(self) -> int:
         return len(self.codes)
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """How many there are of what the decoder predicts at each position: codes of every level, then buckets of value if it does."""
+        return (*self.codes, self.value_buckets) if self.value_buckets else self.codes
 
     @property
     def d_head(self) -> int:
@@ -112,7 +140,23 @@ class GrmConfig:
         return cls(**{**tree, "codes": tuple(tree["codes"])})
 
 
-_TAKEN_OR_NOT = {"managed", "lazy_trunk", "mtp", "experts", "experts_active", "long", "long_events", "cross", "author_rows", "thinking"}
+_TAKEN_OR_NOT = {
+    "managed",
+    "lazy_trunk",
+    "mtp",
+    "experts",
+    "experts_active",
+    "long",
+    "long_events",
+    "cross",
+    "author_rows",
+    "thinking",
+    "thinking_tokens",
+    "thinking_goal",
+    "value_buckets",
+    "value_weight",
+    "value_rank",
+}
 OPTIONS: dict[str, Any] = {field.name: field.default for field in fields(GrmConfig) if field.name in _TAKEN_OR_NOT}
 
 PRESETS: dict[str, GrmConfig] = {

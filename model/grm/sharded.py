@@ -34,10 +34,13 @@ def spread(model: Grm, processes: Processes, placement: Placement) -> None:
     collectives. Row-wise a process has an equal share of each table; table-wise the largest tables go first, each to who has least so far.
 
     Raises:
-        ValueError: the model has experts, whose routing is balanced by what a whole batch asks of them.
+        ValueError: the model has experts, whose routing is balanced by what a whole batch asks of them, or a goal of its thoughts, which is
+            taught by contrast within a whole batch.
     """
     if model.config.experts:
         raise ValueError(f"a model of {model.config.experts} experts is trained in one process: its routing is balanced by whole batches")
+    if model.config.thinking_goal:
+        raise ValueError("a model with a thinking_goal is trained in one process: its goal is taught by contrast within whole batches")
     set_gradient_division(False)  # gradients are summed, see `model.grm.processes`
     momenta = model.table_momenta()
     owners = _owners({name: table.numel() for name, table in model.tables().items() if name in momenta}, processes.world)

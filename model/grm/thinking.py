@@ -1,11 +1,9 @@
-"""What the trunk of a lazy decoder is to think of: the cluster that the next code belongs to (S²GR, arXiv 2601.18664).
+"""What the model is to think of before it says a code: the cluster that the code belongs to (S²GR, arXiv 2601.18664).
 
 S²GR puts a continuous vector before every code and teaches it, by contrast, the cluster of code vectors in which the code lies: the model
-is to decide roughly before it decides exactly. LazyAR's trunk has such a vector of every level already, made without the codes before it.
-It is taught instead, and a search takes no step more. Nothing of this is read when the model is asked: it is a loss, and one small map a
-level.
-
-Left out of S²GR: the vectors as positions of their own, and the auxiliary decoder that gives the first of them a target for the whole SID.
+is to decide roughly before it decides exactly. With `thinking_tokens` the decoder has these vectors (`model.grm.decoder.Thought`). LazyAR's
+trunk has such a vector of every level already, made without the codes before it: it is taught instead, and a search takes no step more.
+Nothing of this is read when the model is asked: it is a loss, and one small map a level.
 """
 
 from __future__ import annotations
@@ -25,7 +23,7 @@ TEMPERATURE: Final = 0.07
 
 
 class Level(nn.Module):
-    """A map of the trunk's state of one level, and what it is compared with: `centres` float[clusters, thinking], unit length, and the
+    """A map of the thought of one level, and what it is compared with: `centres` float[clusters, thinking], unit length, and the
     cluster of each code, `cluster_of` int64[codes]; both follow from a codebook and are no part of the model's state."""
 
     def __init__(self, config: GrmConfig, device: torch.device | None = None) -> None:
@@ -58,7 +56,7 @@ class Level(nn.Module):
 
 
 class Thinking(nn.Module):
-    """Trunk states → log-probability of each target's cluster, once whoever trains has given the clusters (`use`)."""
+    """Trunk states or thoughts → log-probability of each target's cluster, once whoever trains has given the clusters (`use`)."""
 
     def __init__(self, config: GrmConfig, device: torch.device | None = None) -> None:
         super().__init__()
@@ -86,7 +84,7 @@ class Thinking(nn.Module):
         """The negative of S²GR's L_align, before its mean.
 
         Args:
-            trunk: float[B, L, d_model].
+            trunk: float[B, L or more, d_model].
             targets: int64[B, L].
 
         Returns:

@@ -13,6 +13,8 @@ import numpy.typing as npt
 from model.online.floors import Floors
 
 Floats = npt.NDArray[np.float64]
+RANKED = frozenset({"value"})
+"""Predictions that are no probabilities: they order, and that is all that is asked of them here."""
 
 
 @dataclass
@@ -23,7 +25,8 @@ class Scored:
         nll: of every sample with a positive value: mean over levels of the negative log-probability.
         level_hits: how often the likeliest code of each level was the right one, over the same samples.
         recall: per searched sample whether its SID was among the ten (model and floors).
-        predictions: for each label, probability, outcome and user of every sample that has the label.
+        predictions: for each label, probability, outcome and user of every sample that has the label; of `value` the expected value and
+            whether the view was long.
         delayed: corrections that were learned from.
     """
 
@@ -77,8 +80,8 @@ class Scored:
             "level_accuracy": [hits / len(self.nll) for hits in self.level_hits],
             "auc": {name: auc(*pair) for name, pair in labels.items()},
             "gauc": {name: grouped_auc(*labels[name], np.array(kept["user"])) for name, kept in self.predictions.items()},
-            "ne": {name: normalised_entropy(*pair) for name, pair in labels.items()},
-            "calibration": {name: calibration(*pair) for name, pair in labels.items()},
+            "ne": {name: normalised_entropy(*pair) for name, pair in labels.items() if name not in RANKED},
+            "calibration": {name: calibration(*pair) for name, pair in labels.items() if name not in RANKED},
             "floors": {name: _mean(self.recall.get(name, [])) for name in Floors.NAMES},
         }
 

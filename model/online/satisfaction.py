@@ -8,8 +8,10 @@ compared with the person's own; here with everybody's, of whom there are enough.
 from __future__ import annotations
 
 import math
-from collections import defaultdict, deque
+from collections import defaultdict
 from typing import Any
+
+from model.online.rank import Rank
 
 SATISFYING = 0.75
 """A watch satisfies when it is longer than this share of the watches of videos about as long (the paper's best quarter)."""
@@ -23,8 +25,8 @@ class DurationRank:
     """
 
     def __init__(self, base: float = 1.5, kept: int = 500, least: int = 20) -> None:
-        self.base, self.kept, self.least = base, kept, least
-        self._seen: defaultdict[int, deque[int]] = defaultdict(lambda: deque(maxlen=kept))
+        self.base = base
+        self._seen: defaultdict[int, Rank] = defaultdict(lambda: Rank(kept, least))
 
     def rank(self, play_ms: int, duration_ms: int) -> float | None:
         """Share of the bucket's watches that were shorter, equal ones half; None where too few are known or the duration is not.
@@ -36,18 +38,13 @@ class DurationRank:
             raise ValueError(f"play_ms is {play_ms}: expected ≥ 0")
         if duration_ms <= 0:
             return None
-        seen = self._seen[int(math.log(1 + duration_ms / 1000, self.base))]
-        found = None
-        if len(seen) >= self.least:
-            found = (sum(other < play_ms for other in seen) + sum(other == play_ms for other in seen) / 2) / len(seen)
-        seen.append(play_ms)
-        return found
+        return self._seen[int(math.log(1 + duration_ms / 1000, self.base))].of(play_ms)
 
     def state(self) -> list[Any]:
         """[bucket, its play times in ms, oldest first] of every bucket."""
-        return [[bucket, list(seen)] for bucket, seen in self._seen.items()]
+        return [[bucket, seen.state()] for bucket, seen in self._seen.items()]
 
     def restore(self, state: list[Any]) -> None:
         self._seen.clear()
         for bucket, seen in state:
-            self._seen[bucket].extend(seen)
+            self._seen[bucket].restore(seen)

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from model.grm import Grm, GrmBatch, Scores, Vocabulary, collate
 from model.grm.fit import FitConfig, Fitter, Precision, restore_slots, slots
+from model.grm.loss import Valued
 from model.online.conversion import ConversionConfig, Conversions, Shown
 from model.online.engagement import LABELS, RatedHead, engagement_loss
 from model.online.floors import Floors
 from model.online.metrics import Prequential
 from model.online.satisfaction import SATISFYING, DurationRank
 from model.online.value import Ledger
+from model.online.worth import UserWorth, ValueBuckets
 from model.policy.gbpo import Feedback
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,7 @@ class LearnerConfig:
         satisfaction: what counts as a satisfying watch: the label `long_view`, or one that is long for a video of its duration.
         gbpo: what a policy gradient on what people said weighs beside the cross-entropy; 0 = there is none.
         precision: of the products of scoring and learning; the search for recall stays float32, as serving's.
+        user_weight: power of a person's past worth in the weight of their samples; 0 = everybody counts the same. See `UserWorth`.
     """
 
     fit: FitConfig = field(default_factory=FitConfig)
@@ -56,6 +59,7 @@ class LearnerConfig:
     satisfaction: Literal["long_view", "duration"] = "long_view"
     gbpo: float = 0.0
     precision: Precision = "float32"
+    user_weight: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Options that are not taken are left out: a learner without them is the same learner that it was before there were any."""
@@ -63,17 +67,20 @@ class LearnerConfig:
         return {name: value for name, value in tree.items() if name not in OPTIONS or value != OPTIONS[name]}
 
 
-OPTIONS: dict[str, Any] = {"conversion": None, "satisfaction": "long_view", "gbpo": 0.0, "precision": "float32"}
+OPTIONS: dict[str, Any] = {"conversion": None, "satisfaction": "long_view", "gbpo": 0.0, "precision": "float32", "user_weight": 0.0}
 
 
 @dataclass(frozen=True)
 class _Target:
-    """A sample that names an SID, and what learning it now is worth."""
+    """A sample that names an SID, and what learning it now is worth; its own `share` of that, and the bucket of what its labels are worth
+    (-1: not known)."""
 
     row: Any
     sid: Sid
     weight: float
     advantage: float = 0.0
+    share: float = 1.0
+    bucket: int = -1
 
 
 @dataclass
@@ -116,6 +123,8 @@ class OnlineLearner:
         self.fitter = Fitter(model, self.config.fit, self.config.precision)
         self._engagement_optimizer = torch.optim.Adam(self.engagement.parameters(), lr=1e-3, fused=True)
         self.durations = DurationRank() if self.config.satisfaction == "duration" else None
+        self.values = ValueBuckets(model.config.value_buckets) if model.config.value_buckets else None
+        self.people = UserWorth(self.config.user_weight, self.config.rate_rows) if self.config.user_weight else None
         self.conversions: Conversions | None = None
         if self.config.conversion is not None:
             self.conversions = Conversions(self.config.conversion, model.config.d_model, model.config.codes, model.config.seed)
@@ -123,8 +132,10 @@ class OnlineLearner:
     def step(self, rows: Sequence[Any]) -> None:
         """Score, learn and record samples (`streaming.records.Sample` or alike), in their order.
 
-        Initial samples are scored; those with a positive value are learned, and with GBPO the unwanted ones too. Corrections are learned
-        for what they add. A sample that cannot be used is counted and left out: it never stops the stream.
+        Initial samples are scored; those with a positive value are learned, and with GBPO the unwanted ones too. A value token learns of
+        all of them, or it could not tell good from bad: each step on targets takes its part of the others along, with no weight but for the
+        token, so there are as many steps as without it. Corrections are learned for what they add, and bring no context to judge values by.
+        A sample that cannot be used is counted and left out: it never stops the stream.
         """
         initials, corrections, late = self._triage(rows)
         positives = [target for target in initials if target.weight > 0]
@@ -133,12 +144,12 @@ class OnlineLearner:
         self.metrics.open.saw([target.row.ts for target in initials])
         self._search(positives)
         seen: list[tuple[Sequence[_Target], Scores, Tensor]] = []
-        if others:
+        together = any(target.bucket >= 0 for target in initials)
+        if others and not together:
             batch = self._collate(others)
             with torch.no_grad():
                 seen.append((others, self.fitter.score(batch), self._target_tensor(batch)))
-        for start in range(0, len(learned), self.config.chunk):
-            chunk = learned[start : start + self.config.chunk]
+        for chunk in self._chunks(learned, others if together else []):
             batch = self._collate(chunk)
             scores = self._learn(batch, chunk)
             seen.append((chunk, scores, self._target_tensor(batch)))
@@ -150,6 +161,7 @@ class OnlineLearner:
             self._learn(self._collate(chunk), chunk)
             self.metrics.open.delayed += len(chunk)
         self._engage(seen)
+        self._value(seen)
         self._convert(seen, late)
         self.floors.learn([target.sid for target in positives])
         self.counters.targets += len(positives) + len(corrections)
@@ -178,6 +190,10 @@ class OnlineLearner:
         }
         if self.durations is not None:
             facts["durations"] = self.durations.state()
+        if self.values is not None:
+            facts["values"] = self.values.state()
+        if self.people is not None:
+            tensors |= {f"people.{name}": tensor for name, tensor in self.people.state().items()}
         if self.conversions is not None:
             tensors |= self.conversions.state()
             facts["conversions"] = self.conversions.facts()
@@ -200,6 +216,10 @@ class OnlineLearner:
                 self.conversions.restore(state.tensors, state.facts["conversions"])
             if self.durations is not None:
                 self.durations.restore(state.facts["durations"])
+            if self.values is not None:
+                self.values.restore(state.facts["values"])
+            if self.people is not None:
+                self.people.restore(parts["people"])
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"a checkpoint of another model: {error}") from error
         restore_slots(self._engagement_optimizer, "engagement_adam", state.tensors)
@@ -222,7 +242,8 @@ class OnlineLearner:
                 if sid is None:
                     self.counters.unknown_items += 1
                     continue
-                worth = self.ledger.admit(row.kind, row.impression_id, row.labels, row.weight, self._satisfied(row))
+                share = row.weight if self.people is None else row.weight * self.people.weight(row.user_id)
+                worth = self.ledger.admit(row.kind, row.impression_id, row.labels, share, self._satisfied(row))
             except (ValueError, OverflowError) as error:
                 self.counters.invalid += 1
                 log.warning("sample=%s skipped reason=%s", row.sample_id, error)
@@ -232,12 +253,15 @@ class OnlineLearner:
                 self.counters.duplicates += 1
             elif row.kind == "initial":
                 self.counters.initials += 1
-                initials.append(_Target(row, sid, worth.weight, worth.advantage))
+                bucket = -1 if self.values is None or worth.value is None else self.values.bucket(worth.value)
+                initials.append(_Target(row, sid, worth.weight, worth.advantage, share, bucket))
             else:
                 self.counters.corrections += 1
                 late.append(row)
                 if worth.weight > 0:
                     corrections.append(_Target(row, sid, worth.weight))
+            if self.people is not None and worth.value is not None:
+                self.people.learn(row.user_id, worth.value, int(row.kind == "initial"))
         return initials, corrections, late
 
     def _satisfied(self, row: Any) -> bool | None:
@@ -293,7 +317,7 @@ class OnlineLearner:
     def _learn(self, batch: GrmBatch, targets: Sequence[_Target]) -> Scores:
         """One optimizer step; returns what the model said before it."""
         weight = torch.tensor([target.weight for target in targets], dtype=torch.float32)
-        scores, taken = self.fitter.step(batch, weight, feedback=self._feedback(targets))
+        scores, taken = self.fitter.step(batch, weight, feedback=self._feedback(targets), valued=self._valued(targets))
         if taken:
             self.counters.steps += 1
         else:
@@ -304,6 +328,25 @@ class OnlineLearner:
     def _teaches(self, target: _Target) -> bool:
         return target.weight > 0 or (self.config.gbpo > 0 and target.advantage < 0)
 
+    def _chunks(self, learned: list[_Target], others: list[_Target]) -> list[list[_Target]]:
+        """What each step learns: so many targets, and others in the proportion of them all, or the next step would unlearn what this one
+        has learned of good and bad."""
+        if not learned:
+            return [others] if others else []
+        chunks = []
+        for start in range(0, len(learned), self.config.chunk):
+            end = min(start + self.config.chunk, len(learned))
+            first, last = (len(others) * place // len(learned) for place in (start, end))
+            chunks.append(learned[start:end] + others[first:last])
+        return chunks
+
+    def _valued(self, targets: Sequence[_Target]) -> Valued | None:
+        """What the targets were worth, where that is learned and known of any."""
+        if all(target.bucket < 0 for target in targets):
+            return None
+        share = torch.tensor([target.share for target in targets], dtype=torch.float32)
+        return Valued(torch.tensor([target.bucket for target in targets]), share)
+
     def _feedback(self, targets: Sequence[_Target]) -> Feedback | None:
         """What people said of the targets; how likely one was is known where it is the SID that serving had asked for."""
         if not (self.config.gbpo > 0 and any(target.advantage for target in targets)):
@@ -311,10 +354,12 @@ class OnlineLearner:
         old = [
             target.row.policy_logprob if target.row.sid is not None and tuple(target.row.sid) == target.sid else None for target in targets
         ]
+        # The policy's loss is a mean over what it learns from, and not over what came along for the value token.
+        share = self.config.gbpo * len(targets) / sum(map(self._teaches, targets))
         return Feedback(
             torch.tensor([math.nan if each is None else each for each in old], dtype=torch.float32),
             torch.tensor([target.advantage for target in targets], dtype=torch.float32),
-            self.config.gbpo,
+            share,
         )
 
     def _engage(self, seen: Sequence[tuple[Sequence[_Target], Scores, Tensor]]) -> None:
@@ -343,6 +388,19 @@ class OnlineLearner:
             loss.backward()
             self._engagement_optimizer.step()
         self.engagement.rates.learn(*shown, outcomes)
+
+    @torch.no_grad()
+    def _value(self, seen: Sequence[tuple[Sequence[_Target], Scores, Tensor]]) -> None:
+        """Record what was expected of everything that was scored beside its long view; then each bucket is worth what it is now."""
+        worth = self.model.decoder.worth
+        if self.values is None or worth is None or not seen:
+            return
+        told = torch.cat([scores.value for _, scores, _ in seen if scores.value is not None])
+        rows = [target.row for group, _, _ in seen for target in group]
+        known = [place for place, row in enumerate(rows) if row.labels.long_view is not None]
+        outcomes = [int(rows[place].labels.long_view > 0) for place in known]
+        self.metrics.open.predicted("value", (told.exp() @ worth)[known].tolist(), outcomes, [rows[place].user_id for place in known])
+        worth.copy_(self.values.means())
 
     def _convert(self, seen: Sequence[tuple[Sequence[_Target], Scores, Tensor]], late: Sequence[Any]) -> None:
         """Predict conversions of everything that was scored, learn what the mode ingests, and record what is known for good."""

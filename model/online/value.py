@@ -53,11 +53,19 @@ def digest(impression_id: str) -> int:
 
 @dataclass(frozen=True)
 class Worth:
-    """`weight` to learn with now; `duplicate` = an initial sample seen before; `advantage` of an initial sample, times its own weight."""
+    """What a sample is worth.
+
+    Attributes:
+        weight: to learn with now.
+        duplicate: an initial sample seen before.
+        advantage: of an initial sample, times its own weight.
+        value: what the labels add, without the sample's own weight; None = no label is known yet.
+    """
 
     weight: float
     duplicate: bool = False
     advantage: float = 0.0
+    value: float | None = None
 
 
 class Ledger:
@@ -90,11 +98,12 @@ class Ledger:
             if before is not None:
                 return Worth(0.0, duplicate=True)
             self._remember(key, bits)
-            return Worth(weight * value(bits), advantage=weight * advantage(bits))
+            told = bits > 0 or getattr(labels, "long_view", None) is not None
+            return Worth(weight * value(bits), advantage=weight * advantage(bits), value=value(bits) if told else None)
         known = before or 0
         self._remember(key, known | bits)
-        gain = value(known | bits) - value(known)
-        return Worth(weight * max(0.0, gain))
+        gain = max(0.0, value(known | bits) - value(known))
+        return Worth(weight * gain, value=gain)
 
     def _remember(self, key: int, bits: int) -> None:
         self._learned[key] = bits

@@ -77,7 +77,7 @@ def test_every_variant_of_the_context_or_of_what_is_taught_is_that_model_and_lea
     trial = models.Trial(problem, replace(long, codes=4, changes=(*small, *long.changes)), 0)
     trial.learn()
     assert trial.model.table_momenta()["count"].any()
-    taught, chance = (variant for variant in models.VARIANTS if dict(variant.changes).get("thinking"))
+    taught, chance = (variant for variant in models.VARIANTS if variant.changes == models.THOUGHTFUL)
     clusters = []
     for variant in (taught, chance):
         trial = models.Trial(problem, replace(variant, codes=8, changes=(*small, ("lazy_trunk", 1), ("thinking", 3))), 0)

@@ -54,8 +54,8 @@ def test_the_settings_know_every_mode() -> None:
 
 
 def test_what_is_worth_learning_is_as_the_settings_say() -> None:
-    given = {"satisfaction": "duration", "gbpo": 0.5, "precision": "bfloat16"}
-    assert learner_config(settings(**given)) == LearnerConfig(**given)
+    asked = {"satisfaction": "duration", "gbpo": 0.5, "precision": "bfloat16", "user_weight": 0.25}
+    assert learner_config(settings(**asked)) == LearnerConfig(**asked)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -35,6 +35,8 @@ from tests.model.conftest import SmallWorld, small_config, small_world
 SAMPLES = 333
 BATCH = 40
 GROUPS_AND_THOUGHTS = {"long": 2, "long_events": 20, "cross": 2, "lazy_trunk": 1, "thinking": 3, "mtp": 1}
+VALUE = {"value_buckets": 4, "value_weight": 0.5, "value_rank": 0.5, "lazy_trunk": 1}
+THOUGHTS = {"thinking_tokens": True, "thinking": 3, "thinking_goal": 0.1, "value_buckets": 4}
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +113,8 @@ class Silent:
 
 def settings(deterministic: bool, options: dict[str, Any] | None = None) -> Settings:
     model = Model(deterministic=deterministic, options=options or {})
-    return Settings(model=model, trainer=TrainerSettings(batch=BATCH, max_wait_ms=3_600_000))
+    weighed = 0.5 * ("value_buckets" in model.options)
+    return Settings(model=model, trainer=TrainerSettings(batch=BATCH, max_wait_ms=3_600_000, user_weight=weighed))
 
 
 def online(
@@ -146,7 +149,8 @@ def assert_same(one: tuple[dict[str, torch.Tensor], dict[str, Any]], learner: On
     assert state.facts["counters"]["corrections"] > 40
 
 
-@pytest.mark.parametrize(("seed", "options"), [(1, {}), (2, {}), (1, GROUPS_AND_THOUGHTS)])  # seed: in what order partitions are read
+# seed: in what order partitions are read
+@pytest.mark.parametrize(("seed", "options"), [(1, {}), (2, {}), (1, GROUPS_AND_THOUGHTS), (1, VALUE), (1, THOUGHTS)])
 def test_deterministic_training_online_is_offline_training_bit_for_bit(
     monkeypatch: pytest.MonkeyPatch, home: Path, known: Bundle, seed: int, options: dict[str, Any]
 ) -> None:

@@ -213,7 +213,7 @@ def test_nothing_is_read_that_was_not_written(trained: Grm, world: SmallWorld, m
     assert torch.equal(found.log_prob, expected.log_prob)
 
 
-@pytest.mark.parametrize("changes", [{}, {"context_splits": 2, "context_groups": 2}, {"lazy_trunk": 1}])
+@pytest.mark.parametrize("changes", [{}, {"context_splits": 2, "context_groups": 2}, {"lazy_trunk": 1}, {"thinking_tokens": True}])
 def test_static_shapes_find_what_shapes_of_their_own_find(changes: dict[str, int], world: SmallWorld) -> None:
     model = disturbed(Grm(small_config(**changes)))
     graph = BeamGraph(model)
@@ -231,8 +231,9 @@ def test_experts_have_no_static_shapes() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA graph needs a GPU")
-def test_a_replay_is_the_eager_search(world: SmallWorld) -> None:
-    model = disturbed(Grm(small_config(), torch.device("cuda")))
+@pytest.mark.parametrize("changes", [{}, {"thinking_tokens": True}])
+def test_a_replay_is_the_eager_search(changes: dict[str, object], world: SmallWorld) -> None:
+    model = disturbed(Grm(small_config(**changes), torch.device("cuda")))
     graph = BeamGraph(model)
     for count in (4, 3, 1, 4):
         batch = collate(people(count), world.vocabulary, model.config).to("cuda")

@@ -48,9 +48,13 @@ def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> tor
 
 def plain_decoder(decoder: Decoder, context: Context, codes: list[int], row: int) -> list[torch.Tensor]:
     """The last hidden state of every position for one row, written as loops over heads, with the sums spelled out."""
-    config = decoder.config
     inputs = [decoder.start] + [decoder.codes[level].weight[code] for level, code in enumerate(codes[:-1])]
-    states = [vector + decoder.position[index] for index, vector in enumerate(inputs)]
+    return plain_states(decoder, context, [vector + decoder.position[index] for index, vector in enumerate(inputs)], row)
+
+
+def plain_states(decoder: Decoder, context: Context, states: list[torch.Tensor], row: int) -> list[torch.Tensor]:
+    """What the blocks make of the inputs of all positions."""
+    config = decoder.config
     seen = torch.isfinite(context.bias[row, 0, 0])
     for index, block in enumerate(decoder.blocks):
         chunk = index * config.context_layers // config.layers

@@ -4,6 +4,7 @@ gives in a batch; in float32 it finds what the CPU finds."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -22,9 +23,9 @@ CODES = (96, 64, 80, 72)
 WIDTHS = (32, 48, 64, 64)
 
 
-def decoder(dtype: torch.dtype) -> Decoder:
+def decoder(dtype: torch.dtype, **options: Any) -> Decoder:
     torch.manual_seed(5)
-    made = Decoder(preset("laptop", CODES))
+    made = Decoder(preset("laptop", CODES, **options))
     made.reset_parameters()
     for part in (*made.heads, *made.codes):
         torch.nn.init.normal_(part.weight, std=0.3)  # type: ignore[arg-type]
@@ -48,9 +49,10 @@ def find(model: Decoder, keys: Tensor, bias: Tensor, trie: Trie | None = None, w
     return search(model, (), Context((keys,), (keys,), bias), widths, trie)
 
 
+@pytest.mark.parametrize("thinking", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_replay_gives_the_bits_of_an_eager_search(dtype: torch.dtype) -> None:
-    model = decoder(dtype)
+def test_a_replay_gives_the_bits_of_an_eager_search(dtype: torch.dtype, thinking: bool) -> None:
+    model = decoder(dtype, thinking_tokens=thinking)
 
     def body(keys: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         found = find(model, keys, bias)
@@ -81,9 +83,10 @@ def test_a_graph_reads_weights_that_changed_after_its_capture() -> None:
     assert torch.equal(after, expected) and not torch.equal(after, before)
 
 
+@pytest.mark.parametrize("thinking", [False, True])
 @pytest.mark.parametrize("allowed", [False, True])
-def test_in_float32_a_gpu_finds_what_a_cpu_finds(allowed: bool) -> None:
-    model = decoder(torch.float32)
+def test_in_float32_a_gpu_finds_what_a_cpu_finds(allowed: bool, thinking: bool) -> None:
+    model = decoder(torch.float32, thinking_tokens=thinking)
     keys, bias = inputs(3, 1, torch.float32)
     generator = torch.Generator().manual_seed(2)
     sids = torch.stack([torch.randint(codes, (4000,), generator=generator) for codes in CODES], 1)
@@ -93,9 +96,9 @@ def test_in_float32_a_gpu_finds_what_a_cpu_finds(allowed: bool) -> None:
     assert (found.sids.cpu() == expected.sids).all(-1).float().mean() > 0.98  # equal scores to rounding may change places
 
 
-@pytest.mark.parametrize("batch", [4, FEW_ROWS // max(WIDTHS) + 4])
-def test_a_request_alone_gives_the_bits_that_it_gives_in_a_batch(batch: int) -> None:
-    model = decoder(torch.bfloat16)
+@pytest.mark.parametrize(("batch", "thinking"), [(4, False), (FEW_ROWS // max(WIDTHS) + 4, False), (4, True)])
+def test_a_request_alone_gives_the_bits_that_it_gives_in_a_batch(batch: int, thinking: bool) -> None:
+    model = decoder(torch.bfloat16, thinking_tokens=thinking)
     keys, bias = inputs(batch, 3, torch.bfloat16)
     together, alone = find(model, keys, bias), find(model, keys[2:3].contiguous(), bias[2:3].contiguous())
     assert torch.equal(alone.sids[0], together.sids[2]) and torch.equal(alone.log_prob[0], together.log_prob[2])

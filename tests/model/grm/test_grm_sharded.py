@@ -73,9 +73,16 @@ def test_a_checkpoint_goes_from_one_process_to_two_and_back(tmp_path: Path) -> N
     assert_same(one_process("managed", 0, STEPS), one_process("managed", 4, STEPS, spread_over_two))
 
 
-def test_a_model_of_experts_stays_in_one_process() -> None:
-    with pytest.raises(ValueError, match="3 experts is trained in one process"):
-        spread(Grm(small_config(experts=3)), None, "row_wise")  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"experts": 3}, "3 experts is trained in one process"),
+        ({"thinking_tokens": True, "thinking_goal": 0.1}, "thinking_goal is trained in"),
+    ],
+)
+def test_what_needs_a_whole_batch_stays_in_one_process(options: dict[str, float], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        spread(Grm(small_config(**options)), None, "row_wise")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 1), (2, 5), (0, 9), (8, 9)])
