@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kernels.trie import Trie
 from model.grm import Grm, Vocabulary, collate
-from model.online.engagement import LABELS, RatedHead
+from model.online.engagement import LABELS, RatedHead, watched
 from model.online.step import OnlineLearner
 from streaming.records import Sample
 
@@ -129,7 +129,8 @@ class Version:
         assert batch.targets is not None
         users = torch.tensor([question.sample.user_id for question in asked])
         items = torch.tensor([question.sample.item_id for question in asked])
-        logits = self._engagement(scores.summary, scores.log_prob, batch.targets, users, items)
+        before = watched([question.sample for question in asked], self._engagement.rates.strangers(users), self._vocabulary)
+        logits = self._engagement(scores.summary, scores.log_prob, batch.targets, users, items, before)
         long_view = torch.sigmoid(logits[:, LABELS.index("long_view")].double()).tolist()
         hits: dict[int, list[float]] = {}
         searched = [question for question in asked if question.recall]

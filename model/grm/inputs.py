@@ -27,7 +27,7 @@ Ints = NDArray[np.int64]
 KINDS: Final = ("watch", "click", "like", "follow", "comment", "share", "hate", "profile_visit")
 _BIT: Final = {kind: 1 << index for index, kind in enumerate(KINDS)}
 _GOOD: Final = sum(_BIT[kind] for kind in ("click", "like", "follow", "comment", "share"))
-_LONG_VIEW_MS: Final = 18_000  # as in the samples
+LONG_VIEW_MS: Final = 18_000  # as in the samples
 _PLAY_SHARES: Final = np.array([0.02, 0.1, 0.25, 0.5, 0.75, 0.95, 1.5])
 _PLAY_SECONDS: Final = np.array([1.0, 3.0, 7.0, 18.0, 60.0])
 PLAY_ROWS: Final = 1 + len(_PLAY_SHARES) + 1 + len(_PLAY_SECONDS) + 1
@@ -332,7 +332,7 @@ def _item_rows(entries: _Entries, config: GrmConfig) -> Ints:
 
 def _liked(entries: _Entries, durations: Ints) -> NDArray[np.bool_]:
     """Watched long or to the end, or engaged with, and not hated."""
-    long = (entries.play_ms >= _LONG_VIEW_MS) | ((durations > 0) & (entries.play_ms >= durations))
+    long = (entries.play_ms >= LONG_VIEW_MS) | ((durations > 0) & (entries.play_ms >= durations))
     liked: NDArray[np.bool_] = (long | ((entries.kinds & _GOOD) > 0)) & ((entries.kinds & _BIT["hate"]) == 0)
     return liked
 

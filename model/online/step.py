@@ -16,7 +16,7 @@ from model.grm import Grm, GrmBatch, Scores, Vocabulary, collate
 from model.grm.fit import FitConfig, Fitter, Precision, restore_slots, slots
 from model.grm.loss import Valued
 from model.online.conversion import ConversionConfig, Conversions, Shown
-from model.online.engagement import LABELS, RatedHead, engagement_loss
+from model.online.engagement import LABELS, RatedHead, engagement_loss, watched
 from model.online.floors import Floors
 from model.online.metrics import Prequential
 from model.online.satisfaction import SATISFYING, DurationRank
@@ -367,13 +367,17 @@ class OnlineLearner:
         if not seen:
             return
         targets = [target for group, _, _ in seen for target in group]
-        users = [target.row.user_id for target in targets]
-        shown = torch.tensor(users), torch.tensor([target.row.item_id for target in targets])
+        rows = [target.row for target in targets]
+        users = [row.user_id for row in rows]
+        shown = torch.tensor(users), torch.tensor([row.item_id for row in rows])
+        rates = self.engagement.rates
+        before = watched(rows, rates.strangers(shown[0]), self.vocabulary)
         logits = self.engagement(
             torch.cat([scores.summary for _, scores, _ in seen]),
             torch.cat([scores.log_prob for _, scores, _ in seen]),
             torch.cat([codes for _, _, codes in seen]),
             *shown,
+            before,
         )
         outcomes = torch.tensor([[_outcome(target.row.labels, label) for label in LABELS] for target in targets])
         for column, label in enumerate(LABELS):
@@ -387,7 +391,9 @@ class OnlineLearner:
             self._engagement_optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self._engagement_optimizer.step()
-        self.engagement.rates.learn(*shown, outcomes)
+        rates.learn(*shown, outcomes)
+        first = before.of(_first(rows))
+        rates.learn(shown[0][first.row], first.item, first.outcomes)
 
     @torch.no_grad()
     def _value(self, seen: Sequence[tuple[Sequence[_Target], Scores, Tensor]]) -> None:
@@ -415,6 +421,16 @@ class OnlineLearner:
         ended = self.conversions.step(shown, late, now_ts)
         if ended.said:
             self.metrics.open.predicted("conversion", ended.said, ended.converted, ended.users)
+
+
+def _first(rows: Sequence[Any]) -> Tensor:
+    """bool[B]: the rows that are their user's earliest."""
+    earliest: dict[int, int] = {}
+    for index in sorted(range(len(rows)), key=lambda index: rows[index].ts):
+        earliest.setdefault(rows[index].user_id, index)
+    found = torch.zeros(len(rows), dtype=torch.bool)
+    found[list(earliest.values())] = True
+    return found
 
 
 def _outcome(labels: Any, name: str) -> float:
