@@ -67,7 +67,7 @@ def projection(rows: int, itemsize: int, masked: bool) -> Tile:
     return Tile(128, 128, 64, 8, 3) if masked else Tile(128, 256, 64, 8, 3)
 
 
-def linear(rows: int, columns: int, depth: int, itemsize: int) -> Tile:
+def linear(rows: int, columns: int, itemsize: int) -> Tile:
     """Tile of the fused linear layers: few rows must still fill all multiprocessors, many want large tiles."""
     if itemsize == 4:
         return Tile(64, 64, 32, 4, 3, rows > 128)
@@ -105,5 +105,5 @@ def pass_columns(vocabulary: int) -> int:
 
 
 def selection_warps(candidates: int) -> int:
-    """Warps of `beam_select` for its widest stage: 16 candidates a thread, up to the most threads that a block may have."""
+    """Warps of `beam_select` for its widest stage: 16 or 32 candidates a thread; more warps wait longer for each other than they save."""
     return 4 if candidates <= 1024 else 8 if candidates <= 4096 else 16

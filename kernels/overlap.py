@@ -1,9 +1,9 @@
 """Kernels that begin before the one before them has ended (programmatic dependent launch, compute capability 9.0 and later).
 
-A search alone is a chain of some 60 short kernels a level, and a launch that waits for the last block of the one before costs as much as a
-small product. So every kernel of a search lets its successor start at once, does what depends on weights only, and then waits. `wait`
-returns when all earlier kernels have ended and what they wrote can be seen. Every kernel waits, also one that reads nothing new: whoever
-comes after it relies on that.
+A search alone is a chain of some 50 short kernels a level, and filling and draining each of them costs as much as a small product. So every
+kernel of a search lets its successor start at once, does what depends on weights only, and then waits. `wait` returns when all earlier
+kernels have ended and what they wrote can be seen. Every such kernel waits, also one that reads nothing new: whoever comes after it relies
+on that. What is launched without this (torch's own kernels, the trie's) begins and ends as ever.
 """
 
 # Arguments of kernels are Triton's own types, which have no annotations.

@@ -145,7 +145,7 @@ def fused_linear(
 ) -> tuple[Tensor, Tensor]:
     """See `kernels.linear._fused_linear`."""
     rows, columns = len(x), len(weight)
-    tile = config.linear(rows, columns, x.shape[1], x.element_size())
+    tile = config.linear(rows, columns, x.element_size())
     out = x.new_empty(rows, columns)
     left = x.new_empty(rows if with_squares else 0, parts(columns), dtype=torch.float32)
     tiles = triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns)

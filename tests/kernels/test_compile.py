@@ -137,7 +137,7 @@ def linear_code(rows: int, columns: int, norm: bool, folder: Path, arch: int) ->
     from kernels.linear.reference import PART
     from kernels.linear.triton import fused_linear_kernel as kernel
 
-    tile = config.linear(rows, columns, 768, 2)
+    tile = config.linear(rows, columns, 2)
     constants = {
         "N": columns, "BM": tile.rows, "BN": tile.columns, "BK": tile.depth, "GROUP": config.GROUP, "PART": PART,
         "PARTS": 768 // PART if norm else 0, "PADDED": 32, "BIAS": False, "RESIDUAL": not norm, "RELU2": norm, "LEFT": not norm,
