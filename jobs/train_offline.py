@@ -84,10 +84,10 @@ def failed(error: Exception, processes: Processes | None, code: int) -> None:
 def tell(run: Run, bundle: Bundle, report: Path | None, target: str | None) -> None:
     facts = summary(run)
     click.echo(table(facts))
+    if target is not None:  # before the report: a folder that is not there must not cost the model
+        click.echo(publish(run.learner, bundle, ModelStore(target)))
     if report is not None:
         report.write_text(json.dumps(facts, indent=1) + "\n")
-    if target is not None:
-        click.echo(publish(run.learner, bundle, ModelStore(target)))
 
 
 def learn(

@@ -12,6 +12,9 @@ import torch
 MULTIPROCESSORS = 132
 """Of an H100 or H200, for which tiles are chosen."""
 
+LEAST_CAPABILITY = (9, 0)
+"""Of a GPU whose blocks have the shared memory that these tiles take."""
+
 GROUP = 8
 """Row tiles of a product whose column tiles run one after the other, before the next row tiles."""
 
@@ -23,7 +26,6 @@ FUSED_WIDTHS = (16, 32, 64)
 
 MOST_CANDIDATES = 1 << 15
 """Numbers that one program of `beam_select` holds: its prefix sum counts in 16 bits."""
-
 
 FIRST_CANDIDATES = 1 << 14
 """Numbers among which a descent of `beam_select` begins, rather than one level higher: a level more costs as much as twice the numbers."""

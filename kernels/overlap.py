@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from kernels.config import LEAST_CAPABILITY
+
 
 @triton.jit
 def let_next_start(OVERLAP: tl.constexpr):
@@ -57,7 +59,7 @@ def fetch(start_ptr, count, share, shares, LANES: tl.constexpr, ITEM: tl.constex
 
 @cache
 def _overlaps(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY
 
 
 def options(device: torch.device, *, early: bool = True) -> dict[str, bool]:

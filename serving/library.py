@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from model.grm.inputs import Vocabulary
 from model.online.publish import Published
@@ -19,7 +18,7 @@ from serving.cache import CachedVideo, CacheGone, SidCache, catalogue_videos, ge
 from serving.candidates import Shelf
 from serving.cards import Cards
 from serving.model import Codebook, Serving
-from serving.policy import GrmPolicy, moved
+from serving.policy import GrmPolicy, device, moved
 from streaming import records
 
 log = logging.getLogger(f"sidstream.{__name__}")
@@ -70,7 +69,7 @@ class Library:
         for item_id, sid in published.generated.items():
             shelved.vocabulary.learn(item_id, sid)
         facts = {"watermark_ts": manifest.watermark_ts, "samples_trained": manifest.samples_trained, "metrics": manifest.metrics}
-        model = moved(published.model, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        model = moved(published.model, device())
         return Serving(GrmPolicy(manifest.version, model, shelved.vocabulary), shelved.codebook, facts)
 
     def serves(self, codebook: Codebook) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from kernels.config import LEAST_CAPABILITY
 from model.grm.graph import BeamGraph
 from model.grm.inputs import Vocabulary, collate
 from model.grm.model import Grm
@@ -15,6 +18,8 @@ from model.online.publish import restore
 from serving.cache import Codes
 from serving.model import Person
 from serving.widths import Widths, per_level
+
+log = logging.getLogger(f"sidstream.{__name__}")
 
 
 class GrmPolicy:
@@ -50,6 +55,19 @@ def _by_length(avoided: Sequence[Sequence[Codes]]) -> list[torch.Tensor]:
         torch.tensor([[*row, *[(-1,) * length] * (room - len(row))] for row in rows])
         for length, rows, room in zip(lengths, lists, most, strict=True)
     ]
+
+
+@cache
+def device() -> torch.device:
+    """Where models serve: a GPU that the kernels are made for, or else the CPU, which is said once."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    found = torch.cuda.get_device_capability()
+    if found < LEAST_CAPABILITY:
+        wanted = ".".join(map(str, LEAST_CAPABILITY))
+        log.warning("event=gpu_not_used capability=%d.%d wanted=%s: the search runs on the CPU", *found, wanted)
+        return torch.device("cpu")
+    return torch.device("cuda")
 
 
 def moved(grm: Grm, device: torch.device) -> Grm:

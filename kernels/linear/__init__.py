@@ -83,8 +83,7 @@ def rms_norm(x: Tensor, gain: Tensor) -> Tensor:
     """
     if gain.shape != x.shape[1:]:
         raise ValueError(f"gain {list(gain.shape)}: [{x.shape[1]}] is expected")
-    # On a GPU torch's own is one kernel.
-    return functional.rms_norm(x, gain.shape, gain) if x.is_cuda else cpu.rms_norm(x, gain, epsilon(x.dtype))
+    return cpu.rms_norm(x, gain, epsilon(x.dtype))
 
 
 def linear(

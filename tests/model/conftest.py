@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from model.grm import Grm, GrmConfig, Vocabulary
+from model.online.publish import Publisher, load_current
+from model.online.step import OnlineLearner
+from model.store import ModelStore
 from streaming.records import Context, HistoryEntry, Labels, Sample
 
 CODES = (6, 5, 4)
@@ -81,6 +85,14 @@ def small_config(**changes: object) -> GrmConfig:
         **changes,
     }
     return GrmConfig(**sizes)  # type: ignore[arg-type]
+
+
+def published(target: OnlineLearner, folder: Path) -> Grm:
+    """What a server would load of the learner's model."""
+    publisher = Publisher(ModelStore(folder), "b1")
+    taken = publisher.take(target.model, target.fitter.take_touched(), {})
+    publisher.publish(taken, target.model.config, offsets={}, watermark_ts=0, samples_trained=0, metrics={})
+    return load_current(ModelStore(folder)).model
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from model.sid import bundle
 from serving.cache import CachedVideo, CacheGone, catalogue_videos, generated_video
 from serving.library import Library
 from serving.model import Person, trial
-from serving.policy import GrmPolicy
+from serving.policy import GrmPolicy, device
 from serving.widths import uniform
 from streaming.records import Context, HistoryEntry, Video
 from streaming.sources.simulator import World
@@ -165,3 +165,15 @@ def test_the_model_answers_nothing_that_a_person_avoids(built):
     assert tuple(free[0]) not in map(tuple, wary)
     assert free[1][:3] not in [sid[:3] for sid in wary]
     assert other == free
+
+
+@pytest.mark.parametrize(("capability", "serves_on"), [((8, 0), "cpu"), ((8, 9), "cpu"), ((9, 0), "cuda"), ((10, 0), "cuda")])
+def test_a_gpu_that_the_kernels_are_not_made_for_is_left_alone_and_said(capability, serves_on, monkeypatch, caplog):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    device.cache_clear()
+    try:
+        assert [device().type, device().type] == [serves_on] * 2
+        assert sum("gpu_not_used" in line for line in caplog.messages) == (serves_on == "cpu")
+    finally:
+        device.cache_clear()

@@ -9,11 +9,9 @@ import torch
 
 from model.grm import Grm, Query, collate
 from model.grm.decoder import BALANCE_RATE, Experts
-from model.online.publish import Publisher, load_current
 from model.online.step import LearnerConfig, OnlineLearner
-from model.store import ModelStore
 from streaming.records import Context
-from tests.model.conftest import START_MS, SmallWorld, small_config
+from tests.model.conftest import START_MS, SmallWorld, published, small_config
 
 
 def experts() -> Experts:
@@ -55,11 +53,8 @@ def test_a_model_of_experts_learns_online_and_is_published_whole(tmp_path: Path,
     for start in range(0, 192, 64):
         target.step(world.samples(192)[start : start + 64])
     assert any(name.endswith("balance") and parameter.any() for name, parameter in target.model.dense_parameters())
-    publisher = Publisher(ModelStore(tmp_path), "b1")
-    taken = publisher.take(target.model, target.fitter.take_touched(), {})
-    publisher.publish(taken, target.model.config, offsets={}, watermark_ts=0, samples_trained=0, metrics={})
     asked = collate([Query(1, START_MS, Context())], world.vocabulary, target.model.config)
-    one, two = target.model.beam(asked, [4, 4, 4]), load_current(ModelStore(tmp_path)).model.beam(asked, [4, 4, 4])
+    one, two = target.model.beam(asked, [4, 4, 4]), published(target, tmp_path).beam(asked, [4, 4, 4])
     assert torch.equal(one.sids, two.sids)
     assert torch.equal(one.log_prob, two.log_prob)
 

@@ -12,12 +12,10 @@ import torch
 from model.grm import Grm, GrmConfig, Query, collate
 from model.grm.fit import Fitter
 from model.grm.thinking import TEMPERATURE, Thinking
-from model.online.publish import Publisher, load_current
 from model.online.step import LearnerConfig, LearnerState, OnlineLearner
 from model.sid import quantizer
-from model.store import ModelStore
 from streaming.records import Context, HistoryEntry
-from tests.model.conftest import CODES, START_MS, SmallWorld, small_config, small_world
+from tests.model.conftest import CODES, START_MS, SmallWorld, published, small_config, small_world
 
 CLUSTERS = 3
 
@@ -104,10 +102,7 @@ def test_it_continues_bit_for_bit_and_is_published_and_searched_without_codebook
         learner.step(samples[96:])
     one, two = target.state().tensors, resumed.state().tensors
     assert all(torch.equal(one[name], two[name]) for name in one)
-    publisher = Publisher(ModelStore(tmp_path), "b1")
-    taken = publisher.take(target.model, target.fitter.take_touched(), {})
-    publisher.publish(taken, target.model.config, offsets={}, watermark_ts=0, samples_trained=0, metrics={})
-    served = load_current(ModelStore(tmp_path)).model
+    served = published(target, tmp_path)
     batch = collate([Query(1, START_MS, Context())], world.vocabulary, served.config)
     assert torch.equal(target.model.beam(batch, [4, 8, 8]).log_prob, served.beam(batch, [4, 8, 8]).log_prob)
 

@@ -17,11 +17,9 @@ from model.grm.decoder import Decoder
 from model.grm.fit import Fitter
 from model.grm.goal import Goal
 from model.grm.thinking import TEMPERATURE
-from model.online.publish import Publisher, load_current
 from model.online.step import LearnerConfig, LearnerState, OnlineLearner
-from model.store import ModelStore
 from streaming.records import Context, HistoryEntry
-from tests.model.conftest import CODES, START_MS, SmallWorld, small_config, small_world
+from tests.model.conftest import CODES, START_MS, SmallWorld, published, small_config, small_world
 from tests.model.grm.test_grm_decoder import decoder_of, plain_states, random_context, rms
 from tests.model.grm.test_grm_thinking import codebooks
 
@@ -188,10 +186,7 @@ def test_it_continues_bit_for_bit_and_is_published_and_searched_as_it_was_traine
     one, two = unbroken.state(), second.state()
     assert one.facts == two.facts
     assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
-    publisher = Publisher(ModelStore(tmp_path), "b1")
-    taken = publisher.take(unbroken.model, unbroken.fitter.take_touched(), {})
-    publisher.publish(taken, unbroken.model.config, offsets={}, watermark_ts=0, samples_trained=0, metrics={})
-    served = load_current(ModelStore(tmp_path)).model
+    served = published(unbroken, tmp_path)
     batch = collate([Query(1, START_MS, Context())], world.vocabulary, served.config)
     assert torch.equal(unbroken.model.beam(batch, [4, 8, 8]).log_prob, served.beam(batch, [4, 8, 8]).log_prob)
 

@@ -14,13 +14,11 @@ import torch
 from model.grm import Grm, collate
 from model.grm.fit import FitConfig
 from model.online.metrics import auc
-from model.online.publish import Publisher, load_current
 from model.online.rank import Rank
 from model.online.step import LearnerConfig, LearnerState, OnlineLearner
 from model.online.worth import BOUND, SHRINK, UserWorth, ValueBuckets
-from model.store import ModelStore
 from streaming.records import Labels, Sample
-from tests.model.conftest import SmallWorld, small_config, small_world
+from tests.model.conftest import SmallWorld, published, small_config, small_world
 
 CONFIG = LearnerConfig(FitConfig(lr=3e-3, warmup=5), window=400, beam=6, recall_share=0.1)
 
@@ -188,10 +186,7 @@ def test_it_continues_bit_for_bit_and_what_is_published_expects_the_same(tmp_pat
     assert one.facts == two.facts
     assert one.tensors.keys() == two.tensors.keys()
     assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
-    publisher = Publisher(ModelStore(tmp_path), "b1")
-    taken = publisher.take(unbroken.model, unbroken.fitter.take_touched(), {})
-    publisher.publish(taken, unbroken.model.config, offsets={}, watermark_ts=0, samples_trained=0, metrics={})
-    served = load_current(ModelStore(tmp_path)).model
+    served = published(unbroken, tmp_path)
     batch, sids = collate(rows[:4], world.vocabulary, served.config), torch.tensor(world.sids[:12].reshape(4, 3, 3).astype("int64"))
     expected = served.expected_value(batch, sids)
     assert torch.equal(expected, unbroken.model.expected_value(batch, sids))
