@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels import dispatch
 from kernels.projection import Pyramid, check_mask, check_projection, proj_pyramid, pyramid
-from kernels.selection import cpu, reference
+from kernels.selection import cpu, native, reference
 
 Selection = tuple[Tensor, Tensor, Tensor]
 
@@ -76,6 +76,20 @@ def beam_select(rows: Pyramid, cumulative: Tensor, k: int, *, backend: str = "au
     return _beam_select(rows.logits, rows.fine, rows.coarse, rows.log_normalizer, cumulative, k, backend)
 
 
+def logits_select(
+    logits: Tensor, cumulative: Tensor, k: int, *, node: Tensor | None = None, bitmask: Tensor | None = None, backend: str = "auto"
+) -> Selection:
+    """`beam_select` of the `pyramid` of logits [M, V] that exist already, normalised over all tokens.
+
+    Arguments, result and errors are those of the two.
+    """
+    check_mask(len(logits), logits.shape[1], node, bitmask, "full")
+    _check_beams(len(logits), cumulative, k)
+    if native.fits(logits) and dispatch.direct(backend, logits):
+        return native.select(logits, cumulative, k, node, bitmask)
+    return beam_select(pyramid(logits, node=node, bitmask=bitmask, backend=backend), cumulative, k, backend=backend)
+
+
 def proj_select(
     hidden: Tensor,
     weight: Tensor,
@@ -89,7 +103,7 @@ def proj_select(
     bitmask: Tensor | None = None,
     backend: str = "auto",
 ) -> Selection:
-    """`beam_select` of the `proj_pyramid` that is normalised over all tokens; few candidates on a CPU are ranked without a pyramid.
+    """`beam_select` of the `proj_pyramid` that is normalised over all tokens; on a CPU few candidates are ranked without a pyramid.
 
     Arguments, result and errors are those of the two.
     """
@@ -145,4 +159,4 @@ def _empty(cumulative: Tensor, k: int, dtype: torch.dtype) -> Selection:
     )
 
 
-__all__ = ["Pyramid", "beam_select", "beam_topk", "proj_select", "reference"]
+__all__ = ["Pyramid", "beam_select", "beam_topk", "logits_select", "proj_select", "reference"]

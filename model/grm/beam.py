@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernels.bits import pack
-from kernels.linear import linear, rmsnorm_linear
-from kernels.selection import proj_select
 from kernels.trie import Prefixes
 from model.grm.decoder import Context, Decoder
 from model.grm.expansion import Expansion
@@ -102,22 +100,9 @@ class Growing:
 
     def select(self, width: int) -> tuple[Tensor, Tensor, Tensor]:
         """The best continuations of all beams by one code: see `kernels.selection.proj_select`."""
-        level = self.codes.shape[-1]
-        head: nn.Linear = self._decoder.heads[level]  # type: ignore[assignment]
         extra = [prior(self.codes).flatten(0, 1) for prior in self._priors]
-        node, bitmask = self._allowed(level)
-        hidden, squares = self._expansion.hidden(self.codes, level)
-        return proj_select(
-            hidden,
-            self._expansion.head(level),
-            self.score,
-            width,
-            squares=squares,
-            bias=head.bias,
-            extra=sum(extra[1:], extra[0]) if extra else None,
-            node=node,
-            bitmask=bitmask,
-        )
+        node, bitmask = self._allowed(self.codes.shape[-1])
+        return self._expansion.select(self.codes, self.score, width, sum(extra[1:], extra[0]) if extra else None, node, bitmask)
 
     def keep(self, score: Tensor, parent: Tensor, token: Tensor) -> None:
         """Go on with these continuations [B, W], and with no others."""
@@ -129,14 +114,9 @@ class Growing:
 
     def by_value(self, power: float) -> Tensor:
         """Order of the finished beams by log p + power · log E[v], the best first: int64[B, W]; one position more tells their values."""
-        levels, worth = self._decoder.config.levels, self._decoder.worth
+        worth = self._decoder.worth
         assert worth is not None
-        hidden, squares = self._expansion.hidden(self.codes, levels)
-        weight, bias = self._expansion.head(levels), self._decoder.heads[levels].bias
-        if squares is None:
-            logits = linear(hidden, weight, bias=bias)  # type: ignore[arg-type]
-        else:
-            logits = rmsnorm_linear(hidden, None, weight, squares=squares, bias=bias)  # type: ignore[arg-type]
+        logits = self._expansion.value(self.codes)
         expected = torch.softmax(logits, -1) @ worth
         ranked = self.score + power * expected.clamp(min=LEAST_VALUE).log().view_as(self.score)
         return ranked.argsort(dim=1, descending=True, stable=True)

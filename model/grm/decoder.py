@@ -6,7 +6,7 @@ one position and all beams; a context is never repeated for the beams, they are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from kernels.linear import fold
+from kernels.step import LayerWeights, Packed, Shape, available
 from model.grm.presets import GrmConfig
 
 
@@ -189,11 +190,11 @@ class Folded:
 
     def __init__(self) -> None:
         self._weights: list[Tensor] = []
-        self._made_from: list[int] = []
+        self._made_from: list[tuple[int, int]] = []
 
     def of(self, pairs: Sequence[Normed]) -> list[Tensor]:
         """One for each pair of a gain and a weight, as they are now; always for the same pairs."""
-        versions = [tensor._version for pair in pairs for tensor in pair if tensor is not None]
+        versions = _versions(tensor for pair in pairs for tensor in pair if tensor is not None)
         if versions != self._made_from:
             # A search runs in inference mode, whose tensors could not be written to again outside of it.
             with torch.inference_mode(False), torch.no_grad():
@@ -206,9 +207,27 @@ class Folded:
         return self._weights
 
 
+def _versions(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
+    """What changes when one of the tensors does, but for `.data` and for tensors made in inference mode, which count nothing."""
+    return [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+
+
 def _normed(block: Block) -> tuple[Normed, Normed, Normed | None]:
     ffn = (block.ffn_norm.weight, block.ffn.inner.weight) if isinstance(block.ffn, FeedForward) else None
     return (block.cross_norm.weight, block.cross.query.weight), (block.self_norm.weight, block.self.qkv.weight), ffn
+
+
+def _layer_weights(block: nn.Module) -> LayerWeights:
+    assert isinstance(block, Block) and isinstance(block.ffn, FeedForward)
+    query, qkv, inner = (
+        norm.weight * weight
+        for norm, weight in (
+            (block.cross_norm, block.cross.query.weight),
+            (block.self_norm, block.self.qkv.weight),
+            (block.ffn_norm, block.ffn.inner.weight),
+        )
+    )
+    return LayerWeights(query, block.cross.out.weight, qkv, block.self.out.weight, inner, block.ffn.out.weight)
 
 
 class Decoder(nn.Module):
@@ -221,6 +240,7 @@ class Decoder(nn.Module):
 
     Attributes:
         worth: float[buckets], mean value of each bucket, as whoever trains says; None where value is no token.
+        products: type of the weights that a search on a CPU multiplies with, see `kernels.step.PRODUCTS`.
     """
 
     def __init__(self, config: GrmConfig, device: torch.device | None = None) -> None:
@@ -240,6 +260,28 @@ class Decoder(nn.Module):
         worth = nn.Parameter(torch.zeros(config.value_buckets, device=device), requires_grad=False) if config.value_buckets else None
         self.worth: nn.Parameter | None = worth
         self._folded = Folded()
+        self._packed: Packed | None = None
+        self._packed_from: list[tuple[int, int]] = []
+        self.products = torch.float32
+
+    def packed(self) -> Packed | None:
+        """Weights of the layers behind the trunk and of the heads as the fast form of a search on this CPU reads them; None where there is
+        no such form: on a GPU, in another type than float32, with experts, or without the compiled library.
+
+        Made anew when this is called after a parameter has changed (by `.data` it changes unseen).
+        """
+        config, plain = self.config, self.start.device.type == "cpu" and self.start.dtype == torch.float32
+        if not plain or config.experts or torch.compiler.is_compiling() or not available(self.products):
+            return None
+        versions = _versions(self.parameters())
+        if self._packed is None or versions != self._packed_from:
+            with torch.inference_mode(False), torch.no_grad():
+                layers = [_layer_weights(block) for block in self.blocks[config.lazy_trunk :]]
+                heads = [norm.weight * head.weight for norm, head in zip(self.norms, self.heads, strict=True)]  # type: ignore[operator]
+                shape = Shape(config.d_model, config.heads, config.self_groups, config.context_groups, config.d_head, config.ffn)
+                self._packed = Packed(shape, layers, heads, self.products)
+            self._packed_from = versions
+        return self._packed
 
     def normed(self) -> tuple[list[tuple[Normed, Normed, Normed | None]], list[Normed]]:
         """Gain and weight of the products that follow a norm: per layer of cross- and self-attention and of a feed-forward network that is

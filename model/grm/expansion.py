@@ -11,7 +11,9 @@ from torch import Tensor
 
 from kernels.beam_attention import advance, beam_self_attention, places
 from kernels.context_attention import projected_attention
-from kernels.linear import embed, linear_squares, part_squares, rms_norm, rmsnorm_linear
+from kernels.linear import embed, linear, linear_squares, part_squares, rms_norm, rmsnorm_linear
+from kernels.selection import Selection, proj_select
+from kernels.step import MOST_STEPS, Steps
 from model.grm.decoder import Block, Context, Decoder, FeedForward
 
 
@@ -33,43 +35,86 @@ class Expansion:
         self._trunk = None if decoder.fuse is None else decoder.trunk(context)
         steps = (config.levels if decoder.think is None else 2 * config.levels) + (config.value_rank > 0)
         like, shape = context.keys[0], (len(lengths), steps, slots, config.self_groups, config.d_head)
-        self._past = {layer: (like.new_empty(shape), like.new_empty(shape)) for layer in range(config.lazy_trunk, config.layers)}
-        self._ancestors = torch.zeros(shape[:3], dtype=torch.int32, device=like.device)
-        self._normed, self._heads = decoder.normed()
+        self._layers = range(config.lazy_trunk, config.layers)
         self._read = torch.zeros(len(lengths), 1, 0, dtype=torch.int64, device=like.device)
+        packed = decoder.packed() if steps <= MOST_STEPS and like.dtype == torch.float32 else None
+        self._steps: Steps | None = None
+        if packed is not None:
+            self._steps = Steps(packed, [self._chunks[decoder.chunk(layer)] for layer in self._layers], self._lengths, steps, slots)
+            return
+        self._ancestors = torch.zeros(shape[:3], dtype=torch.int32, device=like.device)
+        self._past = {layer: (like.new_empty(shape), like.new_empty(shape)) for layer in self._layers}
+        self._normed, self._heads = decoder.normed()
 
-    def hidden(self, codes: Tensor, level: int) -> tuple[Tensor, Tensor | None]:
-        """States float[B * W, d] that predict the code of `level`, or the value, which follows codes int64[B, W, level], and their squares
-        where it is the product with `head` that norms them."""
+    def select(
+        self, codes: Tensor, cumulative: Tensor, width: int, extra: Tensor | None, node: Tensor | None, bitmask: Tensor | None
+    ) -> Selection:
+        """The best continuations of all beams, of codes int64[B, W, level], by one code: see `kernels.selection.proj_select`."""
+        level = codes.shape[2]
+        bias: Tensor = self._decoder.heads[level].bias  # type: ignore[assignment]
+        if self._steps is not None:
+            step = self._prepare(self._steps, codes, level)
+            return self._steps.select(step, level, cumulative, width, bias, extra, node, bitmask)
+        hidden, squares, head = self._headed(codes, level)
+        return proj_select(hidden, head, cumulative, width, squares=squares, bias=bias, extra=extra, node=node, bitmask=bitmask)
+
+    def value(self, codes: Tensor) -> Tensor:
+        """Logits float[B * W, buckets] of the value of finished beams, codes int64[B, W, levels]; one position more tells them."""
+        level = self._decoder.config.levels
+        bias: Tensor = self._decoder.heads[level].bias  # type: ignore[assignment]
+        if self._steps is not None:
+            return self._steps.logits(self._prepare(self._steps, codes, level), level, bias)
+        hidden, squares, head = self._headed(codes, level)
+        return linear(hidden, head, bias=bias) if squares is None else rmsnorm_linear(hidden, None, head, squares=squares, bias=bias)
+
+    def _prepare(self, steps: Steps, codes: Tensor, level: int) -> int:
+        """What the last step at a level begins with, in the fast form on a CPU; its number."""
+        decoder = self._decoder
+        if decoder.fuse is None and level > 0:
+            steps.embed(codes, decoder.codes[level - 1].weight, decoder.position[level])  # type: ignore[arg-type]
+        elif decoder.fuse is None:
+            steps.embed(codes, decoder.start, decoder.position[0])
+        else:
+            steps.start(codes, self._embed(codes, level)[0])
+        if decoder.think is None or level == decoder.config.levels:
+            return level if decoder.think is None else 2 * level
+        thought = decoder.think(steps.run(2 * level), level)
+        steps.stay()
+        steps.start(codes, thought)
+        return 2 * level + 1
+
+    def _headed(self, codes: Tensor, level: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        """States and the head they are multiplied with; and their squares where it is that product that norms them."""
+        hidden, squares = self._states(codes, level)
+        gain, head = self._heads[level]
+        if gain is not None:
+            return rms_norm(hidden, gain), None, head
+        return hidden, part_squares(hidden) if squares is None else squares, head
+
+    def _states(self, codes: Tensor, level: int) -> tuple[Tensor, Tensor | None]:
+        """States float[B * W, d] that predict the code of `level`, or the value, and their squares if a kernel left them."""
         hidden, squares = self._embed(codes, level)
         think = self._decoder.think
         # A thought is a token that every beam goes on with alone: where codes stand, it is 0.
         self._read = codes if think is None else torch.stack([torch.zeros_like(codes), codes], -1).flatten(2)
         if think is None or level == self._decoder.config.levels:
-            hidden, squares = self._step(hidden, squares, codes.shape[1], self._read.shape[2])
-        else:
-            thought = think(self._step(hidden, squares, codes.shape[1], 2 * level)[0], level)
-            itself = torch.arange(codes.shape[1], dtype=torch.int32, device=codes.device).repeat(len(codes), 1)
-            self._ancestors, self._read = advance(self._ancestors, self._read, itself, torch.zeros_like(itself))
-            hidden, squares = self._step(thought, None, codes.shape[1], 2 * level + 1)
-        gain = self._heads[level][0]
-        if gain is not None:
-            return rms_norm(hidden, gain), None
-        return hidden, part_squares(hidden) if squares is None else squares
-
-    def head(self, level: int) -> Tensor:
-        """What the states of `hidden` are multiplied with, float[codes, d]."""
-        return self._heads[level][1]
+            return self._step(hidden, squares, codes.shape[1], self._read.shape[2])
+        thought = think(self._step(hidden, squares, codes.shape[1], 2 * level)[0], level)
+        itself = torch.arange(codes.shape[1], dtype=torch.int32, device=codes.device).repeat(len(codes), 1)
+        self._ancestors, self._read = advance(self._ancestors, self._read, itself, torch.zeros_like(itself))
+        return self._step(thought, None, codes.shape[1], 2 * level + 1)
 
     def advance(self, parent: Tensor, token: Tensor) -> Tensor:
-        """Go on with those at `parent` int32[B, K] of the beams that `hidden` was asked of last, by `token` int32[B, K]; their codes."""
+        """Go on with those at `parent` int32[B, K] of the beams that `select` was asked of last, by `token` int32[B, K]; their codes."""
+        if self._steps is not None:
+            return self._steps.advance(parent, token)
         self._ancestors, longer = advance(self._ancestors, self._read, parent, token)
         return longer if self._decoder.think is None else longer[..., 1::2]
 
     def _step(self, hidden: Tensor, squares: Tensor | None, beams: int, step: int) -> tuple[Tensor, Tensor | None]:
         """All layers at one position of every beam: states float[B * W, d], and their squares if a kernel left them."""
         place = None if step == 0 or hidden.is_cuda else places(self._ancestors, beams, step)
-        for layer in self._past:
+        for layer in self._layers:
             hidden, squares = self._layer(layer, hidden, squares, beams, step, place)
         return hidden, squares
 

@@ -1,0 +1,162 @@
+"""What PyTorch's operations cannot do fast on a CPU, in C: compiled once for the processor that it runs on, by the pinned compiler.
+
+A search of one request makes hundreds of short calls of PyTorch; here a level is two. Without the compiler, or on a processor without fused
+multiply-add, there is no library: one line of the log says so, and PyTorch computes the same.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+log = logging.getLogger(__name__)
+
+FOLDER = Path(__file__).parent
+FLAGS = ("-O3", "-mcpu=native", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC", "-nostdlib", "-Wall", "-Wextra")
+
+
+class Unavailable(RuntimeError):
+    """There is no compiled library here; the message says why."""
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled functions; None where they cannot be had, which is logged once."""
+    try:
+        return load()
+    except Unavailable as absent:
+        log.warning("beam search on this CPU runs on PyTorch alone, which takes longer: %s", absent)
+        return None
+
+
+def load() -> ctypes.CDLL:
+    """The functions of the sources beside this file, compiled if they are not yet.
+
+    Raises:
+        Unavailable: no compiler, it failed, or there is no room for its output.
+    """
+    path = compiled()
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as wrong:
+        raise Unavailable(f"{path} cannot be loaded: {wrong}") from wrong
+    long, pointer = ctypes.c_long, ctypes.c_void_p
+    for name, result, arguments in (
+        ("permit_matrix_unit", long, []),
+        ("weight_bytes", long, [long, long, long]),
+        ("pack_weight", None, [long, long, pointer, long, pointer]),
+        ("pack_context", None, [pointer] * 7),
+        ("step_scratch", long, [pointer]),
+        ("level_rows", None, [pointer, long, long, pointer]),
+        ("level_choose", None, [pointer, pointer]),
+        ("level_advance", None, [pointer, long]),
+        ("selection_keys", long, [pointer]),
+        ("scan", None, [pointer, long, long]),
+        ("finish", None, [pointer, long, pointer]),
+    ):
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
+    return loaded
+
+
+@cache
+def matrix_unit() -> bool:
+    """Whether the processor multiplies bfloat16 matrices in hardware (AMX), and this process may ask it to."""
+    found = library()
+    return found is not None and bool(found.permit_matrix_unit())
+
+
+def compiled() -> Path:
+    """The shared library for this processor and these sources, in the virtual environment, so that it goes when that goes.
+
+    Raises:
+        Unavailable: see `load`.
+    """
+    compiler = find_spec("ziglang")
+    if compiler is None or compiler.origin is None:
+        raise Unavailable("the compiler is not installed: run `make setup`, or install ziglang as pinned in requirements/runtime.txt")
+    sources = sorted(FOLDER.glob("*.c"))
+    told = [metadata.version("ziglang"), *FLAGS, _processor(), *(path.read_text() for path in sorted(FOLDER.glob("*.[ch]")))]
+    digest = hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
+    target = Path(sys.prefix) / "share" / "sidstream" / f"native-{digest}.so"
+    if target.exists():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            made = Path(scratch) / target.name
+            command = [str(Path(compiler.origin).with_name("zig")), "cc", *FLAGS, "-o", str(made), *map(str, sources)]
+            caches = {"ZIG_LOCAL_CACHE_DIR": scratch, "ZIG_GLOBAL_CACHE_DIR": scratch}
+            done = subprocess.run(command, env=os.environ | caches, capture_output=True, text=True, timeout=120, check=False)
+            if done.returncode:
+                raise Unavailable(f"the compiler failed: {_first_error(done.stderr)}")
+            made.replace(target)  # whole or not there, also when two processes compile at once
+    except (OSError, subprocess.TimeoutExpired) as wrong:
+        raise Unavailable(f"nothing can be compiled into {target.parent}: {wrong}") from wrong
+    return target
+
+
+def _first_error(output: str) -> str:
+    lines = output.strip().splitlines() or ["it said nothing"]
+    return next((line for line in lines if "error" in line), lines[-1])
+
+
+def _processor() -> str:
+    """What the instructions that may be used depend on."""
+    try:
+        told = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    return next((line for line in told.splitlines() if line.startswith(("flags", "Features"))), platform.processor())
+
+
+def address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+_of_thread = threading.local()
+
+
+def scratch(size: int) -> int:
+    """Address of so many bytes for the calling thread, until it asks again: new memory for every call would be slow to touch first."""
+    kept: torch.Tensor | None = getattr(_of_thread, "scratch", None)
+    if kept is None or len(kept) < size:
+        kept = _of_thread.scratch = torch.empty(size, dtype=torch.uint8)
+    return kept.data_ptr()
+
+
+def over_rows(call: Callable[[int, int], object], rows: int, least: int) -> None:
+    """`call(first, last)` for all rows, in as many parts as PyTorch has threads, none shorter than `least`."""
+    parts = min(torch.get_num_threads(), max(rows // least, 1))
+    if parts == 1:
+        call(0, rows)
+        return
+    ends = [rows * part // parts // ROW_TILE * ROW_TILE for part in range(parts)] + [rows]
+    waiting = [_pool(parts - 1).submit(call, *ends[part : part + 2]) for part in range(1, parts)]
+    call(*ends[:2])
+    for one in waiting:
+        one.result()
+
+
+ROW_TILE = 8
+"""Rows of one tile of a product."""
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="native")
