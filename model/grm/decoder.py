@@ -262,6 +262,7 @@ class Decoder(nn.Module):
         self._folded = Folded()
         self._packed: Packed | None = None
         self._packed_from: list[tuple[int, int]] = []
+        self._owners: list[tuple[dict[str, nn.Parameter | None], str]] = []
         self.products = torch.float32
 
     def packed(self) -> Packed | None:
@@ -273,7 +274,9 @@ class Decoder(nn.Module):
         config, plain = self.config, self.start.device.type == "cpu" and self.start.dtype == torch.float32
         if not plain or config.experts or torch.compiler.is_compiling() or not available(self.products):
             return None
-        versions = _versions(self.parameters())
+        if not self._owners:  # asking every module for its parameters takes longer than what depends on it
+            self._owners = [(module._parameters, name) for module in self.modules() for name in module._parameters]
+        versions = _versions(owned for owner, name in self._owners if (owned := owner[name]) is not None)
         if self._packed is None or versions != self._packed_from:
             with torch.inference_mode(False), torch.no_grad():
                 layers = [_layer_weights(block) for block in self.blocks[config.lazy_trunk :]]
