@@ -231,9 +231,13 @@ class Steps:
         codes = torch.empty(self._batch, k, level.length + 1, dtype=torch.int64)
         level.parent, level.token, level.next_ancestors, level.next_codes = (side.data_ptr() for side in (parent, token, ancestors, codes))
         self._lib.level_advance(ctypes.byref(level), k)
-        self._ancestors = ancestors
-        level.step.ancestors = ancestors.data_ptr()
+        self.follow(ancestors)
         return codes
+
+    def follow(self, ancestors: Tensor) -> None:
+        """The beams descend from those that this table says, int32[B, steps, slots]; see `kernels.beam_attention`."""
+        self._ancestors = ancestors
+        self._level.step.ancestors = ancestors.data_ptr()
 
 
 def _padded(count: int) -> int:

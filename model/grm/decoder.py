@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.nn import functional
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from kernels.linear import fold
 from kernels.step import LayerWeights, Packed, Shape, available
@@ -205,6 +207,14 @@ class Folded:
                     self._weights = made
             self._made_from = versions
         return self._weights
+
+
+def _count(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Fused optimizers write to parameters without counting it, and searches would go on with weights from before."""
+    increment_version([tensor for group in optimizer.param_groups for tensor in group["params"] if tensor.grad is not None])
+
+
+register_optimizer_step_post_hook(_count)
 
 
 def _versions(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:

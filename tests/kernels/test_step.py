@@ -42,7 +42,6 @@ class Case:
         context = batch, positions, shape.context_groups, shape.head
         self.contexts = [(normal(*context), normal(*context)) for _ in range(layers)]
         self.hidden = [normal(batch * width, d) for width in widths]
-        self.extra = normal(batch * widths[-1], codes)
         slots = max(widths)
         self.ancestors = [
             torch.stack([torch.randint(widths[t], (batch, slots), generator=generator) for t in range(len(widths))], 1).int()
@@ -56,10 +55,13 @@ class Case:
         steps = Steps(packed, contexts, None if lengths is None else lengths[rows], len(self.widths), max(self.widths))
         found = []
         for index, hidden in enumerate(self.hidden):
-            out = hidden.view(self.batch, -1, self.shape.width)[rows].flatten(0, 1).clone()
-            steps(out, self.ancestors[index][rows].contiguous(), index)
-            found.append(out)
-        return [*found, steps.logits(out, 0, self.bias, self.extra.view(self.batch, -1, len(self.bias))[rows].flatten(0, 1))]
+            state = hidden.view(self.batch, -1, self.shape.width)[rows]
+            codes = torch.zeros(*state.shape[:2], index, dtype=torch.int64)
+            steps.follow(self.ancestors[index][rows].contiguous())
+            steps.start(codes, state.flatten(0, 1))
+            found.append(steps.run(index).clone())
+        steps.start(codes, state.flatten(0, 1))
+        return [*found, steps.logits(index, 0, self.bias)]
 
     def reference(self, lengths: Tensor | None, dtype: torch.dtype = torch.float64) -> list[Tensor]:
         layers = [LayerWeights(*(weight.to(dtype) for weight in layer)) for layer in self.layers]
@@ -72,7 +74,7 @@ class Case:
             states = hidden.to(dtype), lengths, self.ancestors[index]
             found.append(step.reference.run(layers, contexts, past, *states, index, self.shape.heads, eps))
         normed = found[-1] * torch.rsqrt(found[-1].square().mean(1, keepdim=True) + eps)
-        return [*found, normed @ self.heads[0].to(dtype).T + self.bias + self.extra]
+        return [*found, normed @ self.heads[0].to(dtype).T + self.bias]
 
 
 @needs_library
