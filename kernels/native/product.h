@@ -1,14 +1,19 @@
-// Products of rows with weights that were packed beforehand: panels of 32 columns (the last one 16, if that is enough), padded with zeros.
+// Products of rows with weights that were packed beforehand: panels of columns (the last one 16 wide, if that is enough), padded with zeros.
 //
 // Every output is summed along the inner dimension in one order, whatever the number of rows: a request alone has the bits that it has in
 // a batch. In float32 that order is one number after the other; with bfloat16 weights the matrix unit adds pairs, in float32.
 #pragma once
-#include <string.h>
 
 #include "vector.h"
 
+// Columns of a panel and rows of a tile: enough accumulators to hide the latency of fused multiply-add, few enough for the registers.
+#ifdef __AVX512F__
 #define PANEL 32
-#define ROWS 8  // of one kernel: 16 accumulators hide the latency of fused multiply-add, and ten loads feed sixteen of them
+#define ROWS 8
+#else
+#define PANEL 16
+#define ROWS 6
+#endif
 
 typedef enum { PLAIN, ADD, RELU2 } Epilogue;  // out = product, out += product, out = max(product, 0)²
 
@@ -17,7 +22,7 @@ INLINE long panel_width(long left) { return left > LANES ? PANEL : LANES; }
 // Floats of `n` columns in panels.
 INLINE long padded(long n) { return (n + LANES - 1) / LANES * LANES; }
 
-// Columns [n, k], `column` and `inner` numbers apart, into panels of [k][32].
+// Columns [n, k], `column` and `inner` numbers apart, into panels of [k][PANEL].
 INLINE void pack_float(long n, long k, const float *from, long column, long inner, float *to) {
     for (long first = 0; first < n; first += PANEL) {
         long width = panel_width(n - first), real = n - first < width ? n - first : width;
@@ -29,12 +34,12 @@ INLINE void pack_float(long n, long k, const float *from, long column, long inne
 // `vectors` and `rows` are constants where this is inlined. `ahead` is what the next panel will be read from: its first touch is slow.
 INLINE void float_tile(int rows, int vectors, long k, const float *x, long ldx, const float *w, const float *ahead, int lines, float *out,
                        long ldo, Epilogue epilogue) {
-    vec acc[ROWS][2];
+    vec acc[ROWS][PANEL / LANES];
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < vectors; j++) acc[i][j] = epilogue == ADD ? load(out + i * ldo + j * LANES) : splat(0.0f);
     for (long p = 0; p < k; p++) {
         for (int line = 0; line < lines; line++) __builtin_prefetch(ahead + (p * lines + line) * LANES, 0, 2);
-        vec b[2];
+        vec b[PANEL / LANES];
         for (int j = 0; j < vectors; j++) b[j] = load(w + p * vectors * LANES + j * LANES);
         for (int i = 0; i < rows; i++)
             for (int j = 0; j < vectors; j++) acc[i][j] = fma16(splat(x[i * ldx + p]), b[j], acc[i][j]);
@@ -50,16 +55,23 @@ INLINE void float_tile(int rows, int vectors, long k, const float *x, long ldx, 
 #define FLOAT_TILE(R)                                                                                                             \
     static void float_tile_##R(int vectors, long k, const float *x, long ldx, const float *w, const float *ahead, int lines,      \
                                float *out, long ldo, Epilogue epilogue) {                                                         \
-        if (vectors == 2)                                                                                                         \
-            float_tile(R, 2, k, x, ldx, w, ahead, lines, out, ldo, epilogue);                                                     \
+        if (vectors > 1)                                                                                                          \
+            float_tile(R, PANEL / LANES, k, x, ldx, w, ahead, lines, out, ldo, epilogue);                                         \
         else                                                                                                                      \
             float_tile(R, 1, k, x, ldx, w, ahead, lines, out, ldo, epilogue);                                                     \
     }
-FLOAT_TILE(1) FLOAT_TILE(2) FLOAT_TILE(3) FLOAT_TILE(4) FLOAT_TILE(5) FLOAT_TILE(6) FLOAT_TILE(7) FLOAT_TILE(8)
+FLOAT_TILE(1) FLOAT_TILE(2) FLOAT_TILE(3) FLOAT_TILE(4) FLOAT_TILE(5) FLOAT_TILE(6)
+#if ROWS == 8
+FLOAT_TILE(7) FLOAT_TILE(8)
+#endif
 
 typedef void FloatTile(int, long, const float *, long, const float *, const float *, int, float *, long, Epilogue);
-static FloatTile *const FLOAT_TILES[] = {0,            float_tile_1, float_tile_2, float_tile_3, float_tile_4,
-                                         float_tile_5, float_tile_6, float_tile_7, float_tile_8};
+static FloatTile *const FLOAT_TILES[] = {
+    0, float_tile_1, float_tile_2, float_tile_3, float_tile_4, float_tile_5, float_tile_6,
+#if ROWS == 8
+    float_tile_7, float_tile_8,
+#endif
+};
 
 // x [m, k] times packed w [n, k] into out [m, n].
 static void float_product(long m, long n, long k, const float *x, long ldx, const float *w, float *out, long ldo, Epilogue epilogue) {
@@ -69,18 +81,18 @@ static void float_product(long m, long n, long k, const float *x, long ldx, cons
         int vectors = (int)(width / LANES), more = first + PANEL < n;
         for (long row = 0; row < m; row += ROWS) {
             int rows = (int)(m - row < ROWS ? m - row : ROWS);
-            // The first tile of rows brings half of the next panel, the second the other half; a lone tile all of it.
-            int lines = !more ? 0 : m <= ROWS ? 2 : row < 2 * ROWS ? 1 : 0;
-            const float *ahead = w + width * k + (row ? k * LANES : 0);
+            // Each of the first tiles of rows brings a share of the next panel, a lone one all of it.
+            int lines = !more ? 0 : m <= ROWS ? PANEL / LANES : row < PANEL / LANES * ROWS ? 1 : 0;
+            const float *ahead = w + width * k + row / ROWS * k * LANES;
             float *to = out + row * ldo + first;
             if (real == width) {
                 FLOAT_TILES[rows](vectors, k, x + row * ldx, ldx, w, ahead, lines, to, ldo, epilogue);
                 continue;
             }
             if (epilogue == ADD)
-                for (int i = 0; i < rows; i++) memcpy(edge + i * PANEL, to + i * ldo, real * sizeof(float));
+                for (int i = 0; i < rows; i++) __builtin_memcpy(edge + i * PANEL, to + i * ldo, real * sizeof(float));
             FLOAT_TILES[rows](vectors, k, x + row * ldx, ldx, w, ahead, lines, edge, PANEL, epilogue);
-            for (int i = 0; i < rows; i++) memcpy(to + i * ldo, edge + i * PANEL, real * sizeof(float));
+            for (int i = 0; i < rows; i++) __builtin_memcpy(to + i * ldo, edge + i * PANEL, real * sizeof(float));
         }
         w += width * k;
     }
@@ -98,7 +110,7 @@ INLINE long deep(long k) { return (k + DEEP - 1) / DEEP * DEEP; }
 
 INLINE uint32_t bits_of(float x) {
     uint32_t bits;
-    memcpy(&bits, &x, 4);
+    __builtin_memcpy(&bits, &x, 4);
     return bits;
 }
 
@@ -188,7 +200,7 @@ static void half_product(long m, long n, long k, const half *x, long ldx, const 
                 else if (epilogue == ADD)
                     for (long j = 0; j < real; j++) out[(row + i) * ldo + first + j] += part[j];
                 else
-                    memcpy(out + (row + i) * ldo + first, part, real * sizeof(float));
+                    __builtin_memcpy(out + (row + i) * ldo + first, part, real * sizeof(float));
             }
         }
     }

@@ -5,7 +5,6 @@
 // maxima of bare logits serve. Ties at the bound are kept in order until there are k: work is bounded on any numbers.
 #include "select.h"
 
-#include <string.h>
 
 #define NOTHING (-__builtin_inff())
 
@@ -69,7 +68,7 @@ API void scan(const Selection *s, long first, long last) {
 INLINE uint64_t key_of(float score, uint64_t place) {
     uint32_t bits;
     score += 0.0f;
-    memcpy(&bits, &score, 4);
+    __builtin_memcpy(&bits, &score, 4);
     bits ^= bits >> 31 ? 0xffffffffu : 0x80000000u;
     return (uint64_t)~bits << 32 | place;
 }
@@ -78,7 +77,7 @@ INLINE float score_of(uint64_t key) {
     uint32_t bits = ~(uint32_t)(key >> 32);
     bits ^= bits >> 31 ? 0x80000000u : 0xffffffffu;
     float score;
-    memcpy(&score, &bits, 4);
+    __builtin_memcpy(&score, &bits, 4);
     return score;
 }
 
@@ -100,7 +99,7 @@ static void smallest_first(uint64_t *keys, long n, long k, uint64_t *spare) {
             else if (d == digit)
                 spare[open++] = keys[i];
         }
-        memcpy(keys + stays, spare, open * sizeof *keys);
+        __builtin_memcpy(keys + stays, spare, open * sizeof *keys);
         keys += stays, kept += stays, k -= stays, n = open;
     }
 }
@@ -123,7 +122,7 @@ static void sort(uint64_t *keys, long n, uint64_t *spare) {
             place[d] = sum, sum += here;
         }
         for (long i = 0; i < n; i++) spare[place[keys[i] >> shift & 255]++] = keys[i];
-        memcpy(keys, spare, n * sizeof *keys);
+        __builtin_memcpy(keys, spare, n * sizeof *keys);
     }
 }
 
@@ -181,7 +180,7 @@ API void finish(const Selection *s, long request, uint64_t *keys) {
             }
         }
     }
-    memcpy(keys + above, spare, ties * sizeof *keys);
+    __builtin_memcpy(keys + above, spare, ties * sizeof *keys);
     long found = above + ties, kept = found < s->k ? found : s->k;
     if (found > kept) smallest_first(keys, found, kept, spare);
     sort(keys, kept, spare);

@@ -111,7 +111,7 @@ static void attend_context(const Step *s, const Layer *layer, long request, long
         long group = request * s->context_groups + h / ratio;
         float *to = out + h * head;
         if (!known) {
-            for (long row = 0; row < m; row++) memset(to + row * ldo, 0, head * sizeof(float));
+            for (long row = 0; row < m; row++) __builtin_memset(to + row * ldo, 0, head * sizeof(float));
             continue;
         }
         float_product(m, known, head, query + h * head, ldq, layer->context_keys + group * key_size(s), scores, score_row(s), PLAIN);
@@ -128,8 +128,8 @@ static void attend_self(const Step *s, const Layer *layer, long first, long m, c
         long request = (first + row) / s->beams, beam = (first + row) % s->beams;
         const int32_t *table = s->ancestors + request * s->steps * s->slots + beam;
         long newest = ((request * s->steps + s->step) * s->slots + beam) * size;
-        memcpy(layer->keys + newest, qkv + s->width, size * sizeof(float));
-        memcpy(layer->values + newest, qkv + s->width + size, size * sizeof(float));
+        __builtin_memcpy(layer->keys + newest, qkv + s->width, size * sizeof(float));
+        __builtin_memcpy(layer->values + newest, qkv + s->width + size, size * sizeof(float));
         for (long h = 0; h < s->heads; h++) {
             long group = h / ratio * head;
             for (long t = 0; t <= s->step; t++) {
@@ -137,7 +137,7 @@ static void attend_self(const Step *s, const Layer *layer, long first, long m, c
                 weight[t] = dot(qkv + h * head, layer->keys + at + group, head);
             }
             softmax(weight, s->step + 1, scale);
-            memset(out + h * head, 0, head * sizeof(float));
+            __builtin_memset(out + h * head, 0, head * sizeof(float));
             for (long t = 0; t <= s->step; t++) {
                 long at = t == s->step ? newest : ((request * s->steps + t) * s->slots + table[t * s->slots]) * size;
                 add_scaled(out + h * head, layer->values + at + group, weight[t], head);
@@ -154,6 +154,8 @@ static void product(const Step *s, const Scratch *at, long m, long n, const floa
         half_product(m, n, s->width, at->half_normed, padded(s->width) + 2 * PAD, w, out, 0, ldo, epilogue);
         return;
     }
+#else
+    (void)at;
 #endif
     float_product(m, n, s->width, x, ldx, w, out, ldo, epilogue);
 }
@@ -213,6 +215,8 @@ API void pack_context(const Step *s, const float *keys, const float *values, con
 API long weight_bytes(long n, long k, long matrix_unit) {
 #ifdef MATRIX_UNIT
     if (matrix_unit) return 2 * (n + PANEL - 1) / PANEL * PANEL * deep(k);
+#else
+    (void)matrix_unit;
 #endif
     return 4 * padded(n) * k;
 }
@@ -224,6 +228,8 @@ API void pack_weight(long n, long k, const float *weight, long matrix_unit, void
         pack_half(n, k, weight, to);
         return;
     }
+#else
+    (void)matrix_unit;
 #endif
     pack_float(n, k, weight, k, 1, to);
 }
@@ -288,7 +294,7 @@ API void level_advance(const Level *l, long k) {
                 for (long w = 0; w < k; w++) to[t * s->slots + w] = t == s->step ? parent[w] : from[t * s->slots + parent[w]];
         for (long w = 0; w < k; w++) {
             int64_t *codes = l->next_codes + (b * k + w) * (l->length + 1);
-            if (l->length) memcpy(codes, l->codes + (b * s->beams + parent[w]) * l->length, l->length * sizeof *codes);
+            if (l->length) __builtin_memcpy(codes, l->codes + (b * s->beams + parent[w]) * l->length, l->length * sizeof *codes);
             codes[l->length] = token[w] < 0 ? 0 : token[w];
         }
     }
