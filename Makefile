@@ -49,6 +49,8 @@ $(STAMP): $(LISTS) pyproject.toml jobs/local/jars.lock
 	@$(UV) install -q --python $(BIN)/python --no-deps --no-build-isolation -e .
 	@echo "setup: jars of Kafka and of Flink's connectors"
 	@$(BIN)/python -m jobs.local.jars
+	@echo "setup: the beam search, compiled for this processor"
+	@$(BIN)/python -c 'from kernels import native; native.library()'
 	@echo "setup: byte code"
 	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib/python3.11/site-packages >/dev/null 2>&1 || true
 	@rm -f $(VENV)/.installed-*

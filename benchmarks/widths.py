@@ -72,24 +72,23 @@ class Log:
         return [self.asked[user % len(self.asked)] for user in user_ids]
 
 
-def learnt(folder: Path, targets: int, seed: int) -> tuple[bundle.Bundle, Grm, Vocabulary, Log]:
-    """The bundle of what was known before the log, a model that learnt its first targets, and the next people."""
+def learnt(folder: Path, targets: int, seed: int, after: int) -> tuple[bundle.Bundle, Grm, Vocabulary, list[Sample]]:
+    """The bundle of what was known before the log, a model that learnt its first targets, and the next ones."""
     rows = exposures(folder)
     catalogue, together = kuairand_input(folder, rows.first_ms)
     built = bundle.build(catalogue, together, seed=seed)
     vocabulary = Vocabulary.of_bundle(built)
     grm = Grm(preset("laptop", built.code_counts, seed=seed))
     watched = (sample for sample in samples(rows, earlier(folder, rows.first_ms)) if positive(sample))
-    taken = [sample for sample, _ in zip(watched, range(targets + PEOPLE), strict=False)]
-    if len(taken) < targets + PEOPLE:
-        raise SourceError(f"{folder}: {len(taken)} positively watched videos, {targets + PEOPLE} are needed: ask for fewer targets")
+    taken = [sample for sample, _ in zip(watched, range(targets + after), strict=False)]
+    if len(taken) < targets + after:
+        raise SourceError(f"{folder}: {len(taken)} positively watched videos, {targets + after} are needed: ask for fewer targets")
     fitter, sid_of = Fitter(grm), dict(zip(built.item_ids.tolist(), built.sids.tolist(), strict=True))
     for start in range(0, targets, CHUNK):
         chunk = [sample for sample in taken[start : min(start + CHUNK, targets)] if sample.item_id in sid_of]
         batch = collate(chunk, vocabulary, grm.config).with_targets([sid_of[sample.item_id] for sample in chunk])
         fitter.step(batch, torch.ones(len(chunk)))
-    now = time.time_ns() // 1_000_000
-    return built, grm, vocabulary, Log([_moved(sample, now) for sample in taken[targets:]])
+    return built, grm, vocabulary, taken[targets:]
 
 
 def _moved(sample: Sample, now: int) -> list[HistoryEntry]:
@@ -171,9 +170,11 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     try:
-        built, grm, vocabulary, log = learnt(given.dir, given.targets, given.seed)
+        built, grm, vocabulary, following = learnt(given.dir, given.targets, given.seed, PEOPLE)
     except SourceError as error:
         sys.exit(str(error))
+    now = time.time_ns() // 1_000_000
+    log = Log([_moved(sample, now) for sample in following])
     settings = Settings()
     rungs = ladder(settings.beam_width)
     with tempfile.TemporaryDirectory() as folder, running_redis(Path(folder)) as url:

@@ -78,6 +78,7 @@ def examine(config: Path | None, home: Path) -> Iterator[Finding]:
     yield from servers(settings, home)
     yield store(settings, home)
     yield accelerator()
+    yield search()
 
 
 def checked(what: str, look: Callable[[], str], failure: type[Exception]) -> Finding:
@@ -170,3 +171,13 @@ def accelerator() -> Finding:
     if Path("/proc/driver/nvidia/version").exists():
         return Finding("gpu", "NVIDIA driver present")
     return Finding("gpu", "none; everything runs on the CPU", False, needed=False)
+
+
+def search() -> Finding:
+    from kernels import native
+
+    try:
+        native.load()
+    except native.Unavailable as error:
+        return Finding("search", f"runs on PyTorch alone, which takes longer: {error}", False, needed=False)
+    return Finding("search", "compiled for this processor" + (", with its matrix unit for bfloat16" if native.matrix_unit() else ""))

@@ -38,6 +38,7 @@ from serving.library import Library
 from serving.live import LISTENED, LiveView
 from serving.metrics import Metrics
 from serving.model import Codebook, ModelSlot, Swap
+from serving.policy import products
 from serving.service import Recommender
 from serving.stats import Stats
 from serving.widths import WidthPolicy, ladder
@@ -56,9 +57,17 @@ SAVE_POPULAR_S = 5.0
 
 
 class Server:
-    """One serving process."""
+    """One serving process.
+
+    Raises:
+        ConfigError: a precision that this processor does not have.
+    """
 
     def __init__(self, settings: Settings, ends: Endpoints) -> None:
+        try:
+            searched_in = products(settings.serving.precision)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         self._ends = ends
         store = ModelStore(ends.model_store)
         self._cache = SidCache(ends.redis_url, timeout_s=KEEPING_TIMEOUT_S)
@@ -66,7 +75,7 @@ class Server:
         self._features = FeatureReader(ends.redis_url, timeout_s=REDIS_TIMEOUT_S)
         self._metrics = Metrics()
         self._popularity = Popularity()
-        self.library = Library(lambda version: Bundle.load(store, version), publish.Reader(store).load, self._cache)
+        self.library = Library(lambda version: Bundle.load(store, version), publish.Reader(store).load, self._cache, searched_in)
         self._slot = ModelSlot(
             lambda: publish.current_version(store), self.library.serving, widest=settings.serving.beam_width, on_swap=self._swapped
         )
@@ -253,7 +262,7 @@ def serve(settings: Settings, ends: Endpoints, stop: Stop) -> None:
     """Serve until told to stop; then finish the running requests and send everything that waits.
 
     Raises:
-        ConfigError: the port is in use, or there is no bundle.
+        ConfigError: the port is in use, there is no bundle, or the processor lacks `serving.precision`.
     """
     torch.set_num_threads(1)  # one core for a batch: more would fight with the trainer for them
     sys.setswitchinterval(0.0005)  # a search gives the interpreter away a hundred times, and waits so long for it each time others run

@@ -156,6 +156,10 @@ class Serving(Part):
         0.9, ge=0, le=1, description="share of the full search's ten best that a narrower one has to find to be used"
     )
     shadow_share: float = Field(0.02, ge=0, lt=1, description="of the time, what measuring that may take; 0 = never measured")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="of the weights in a search on a CPU; auto = bfloat16 if the processor multiplies matrices of it, or float32",
+    )
     deadline_ms: int = Field(150, ge=1)
     max_batch: int = Field(16, ge=1)
     log_impressions: bool = Field(True, description="false in a replay, whose impressions come from the log")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from model.grm.inputs import Vocabulary
 from model.online.publish import Published
@@ -46,9 +47,17 @@ class Library:
     Args:
         load_bundle: version, or None for the current one -> bundle.
         load_model: version -> published model.
+        products: of searches on a CPU, see `serving.policy.products`.
     """
 
-    def __init__(self, load_bundle: Callable[[str | None], Bundle], load_model: Callable[[str], Published], cache: SidCache) -> None:
+    def __init__(
+        self,
+        load_bundle: Callable[[str | None], Bundle],
+        load_model: Callable[[str], Published],
+        cache: SidCache,
+        products: torch.dtype = torch.float32,
+    ) -> None:
+        self._products = products
         self._load_bundle = load_bundle
         self._load_model = load_model
         self._cache = cache
@@ -70,7 +79,7 @@ class Library:
             shelved.vocabulary.learn(item_id, sid)
         facts = {"watermark_ts": manifest.watermark_ts, "samples_trained": manifest.samples_trained, "metrics": manifest.metrics}
         model = moved(published.model, device())
-        return Serving(GrmPolicy(manifest.version, model, shelved.vocabulary), shelved.codebook, facts)
+        return Serving(GrmPolicy(manifest.version, model, shelved.vocabulary, self._products), shelved.codebook, facts)
 
     def serves(self, codebook: Codebook) -> None:
         """A model of this bundle serves now."""

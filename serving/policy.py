@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from kernels.config import LEAST_CAPABILITY
+from kernels.step import available
 from model.grm.graph import BeamGraph
 from model.grm.inputs import Vocabulary, collate
 from model.grm.model import Grm
@@ -23,11 +24,16 @@ log = logging.getLogger(f"sidstream.{__name__}")
 
 
 class GrmPolicy:
-    """One version of the model with the videos that it knows; the vocabulary is shared by the versions of one bundle."""
+    """One version of the model with the videos that it knows; the vocabulary is shared by the versions of one bundle.
 
-    def __init__(self, version: str, grm: Grm, vocabulary: Vocabulary) -> None:
+    Args:
+        products: of its search on a CPU, see `products`.
+    """
+
+    def __init__(self, version: str, grm: Grm, vocabulary: Vocabulary, products: torch.dtype = torch.float32) -> None:
         self.version = version
         self._grm = grm.eval()
+        self._grm.decoder.products = products
         self._device = grm.decoder.start.device
         graphed = self._device.type == "cuda" and not grm.config.experts
         self._search = BeamGraph(grm) if graphed else grm.beam
@@ -68,6 +74,18 @@ def device() -> torch.device:
         log.warning("event=gpu_not_used capability=%d.%d wanted=%s: the search runs on the CPU", *found, wanted)
         return torch.device("cpu")
     return torch.device("cuda")
+
+
+def products(precision: str) -> torch.dtype:
+    """Type of the weights that a search on this CPU multiplies with; `"auto"` is the fastest that the processor has.
+
+    Raises:
+        ValueError: bfloat16 was asked for, and the processor has no unit that multiplies matrices of it.
+    """
+    has = available(torch.bfloat16)
+    if precision == "bfloat16" and not has:
+        raise ValueError("serving.precision: bfloat16: this processor does not multiply matrices of bfloat16 (AMX); choose auto or float32")
+    return torch.bfloat16 if has and precision != "float32" else torch.float32
 
 
 def moved(grm: Grm, device: torch.device) -> Grm:

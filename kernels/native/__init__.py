@@ -21,6 +21,7 @@ from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,7 +36,7 @@ class Unavailable(RuntimeError):
 
 
 @cache
-def library() -> ctypes.CDLL | None:
+def library() -> Library | None:
     """The compiled functions; None where they cannot be had, which is logged once."""
     try:
         return load()
@@ -44,7 +45,32 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def load() -> ctypes.CDLL:
+class Library:
+    """The compiled functions. Short ones keep the interpreter: giving it away and waiting for it again takes longer than they do."""
+
+    def __init__(self, path: Path) -> None:
+        long, pointer = ctypes.c_long, ctypes.c_void_p
+        busy, short = ctypes.CDLL(str(path)), ctypes.PyDLL(str(path))
+
+        def of(dll: ctypes.CDLL, name: str, result: type | None, *arguments: type) -> Any:
+            function = getattr(dll, name)
+            function.restype, function.argtypes = result, arguments
+            return function
+
+        self.pack_weight = of(busy, "pack_weight", None, long, long, pointer, long, pointer)
+        self.pack_context = of(busy, "pack_context", None, *[pointer] * 7)
+        self.level_rows = of(busy, "level_rows", None, pointer, long, long, pointer)
+        self.scan = of(busy, "scan", None, pointer, long, long)
+        self.level_choose = of(short, "level_choose", None, pointer, pointer)
+        self.level_advance = of(short, "level_advance", None, pointer, long)
+        self.finish = of(short, "finish", None, pointer, long, pointer)
+        self.step_scratch = of(short, "step_scratch", long, pointer)
+        self.selection_keys = of(short, "selection_keys", long, pointer)
+        self.weight_bytes = of(short, "weight_bytes", long, long, long, long)
+        self.permit_matrix_unit = of(short, "permit_matrix_unit", long)
+
+
+def load() -> Library:
     """The functions of the sources beside this file, compiled if they are not yet.
 
     Raises:
@@ -52,26 +78,9 @@ def load() -> ctypes.CDLL:
     """
     path = compiled()
     try:
-        loaded = ctypes.CDLL(str(path))
+        return Library(path)
     except OSError as wrong:
         raise Unavailable(f"{path} cannot be loaded: {wrong}") from wrong
-    long, pointer = ctypes.c_long, ctypes.c_void_p
-    for name, result, arguments in (
-        ("permit_matrix_unit", long, []),
-        ("weight_bytes", long, [long, long, long]),
-        ("pack_weight", None, [long, long, pointer, long, pointer]),
-        ("pack_context", None, [pointer] * 7),
-        ("step_scratch", long, [pointer]),
-        ("level_rows", None, [pointer, long, long, pointer]),
-        ("level_choose", None, [pointer, pointer]),
-        ("level_advance", None, [pointer, long]),
-        ("selection_keys", long, [pointer]),
-        ("scan", None, [pointer, long, long]),
-        ("finish", None, [pointer, long, pointer]),
-    ):
-        function = getattr(loaded, name)
-        function.restype, function.argtypes = result, arguments
-    return loaded
 
 
 @cache

@@ -17,7 +17,7 @@ from torch.nn.functional import linear
 
 from kernels.projection.cpu import pyramid
 from kernels.projection.reference import COARSE, FINE, allowed, group_maxima, valid, widen
-from kernels.selection import reference
+from kernels.selection import native, reference
 from kernels.selection.reference import present
 
 # Columns per maximum: measured best of 16 to 128 on a CPU.
@@ -37,6 +37,15 @@ def beam_topk(logits: Tensor, cumulative: Tensor, k: int, normalize: bool) -> tu
     batch, beams, vocabulary = logits.shape
     values = widen(logits)
     offset = cumulative.to(values.dtype)
+    if native.fits(values):
+        values = values.reshape(-1, vocabulary)
+        if normalize:
+            total = _normalizer(values)
+            # A NaN or +inf shows up in the sum of its row.
+            if not bool((total < torch.inf).all()):
+                total = _normalizer(valid(values))
+            offset = offset - total.view(batch, beams)
+        return native.select(values, offset, k, None, None, normalize=False)
     if beams * vocabulary <= FEW:
         found = _distinct(values, offset - torch.logsumexp(values, -1) if normalize else offset, k)
         return reference.beam_topk(logits, cumulative, k, normalize) if found is None else found
@@ -96,16 +105,22 @@ def _scan(values: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
     """Maxima of the groups [M, ceil(V / GROUP)] and the log-normalizer [M] of rows [M, V], a block of rows at a time."""
     if not normalize:
         return group_maxima(values, GROUP), None
+    maxima = values.new_empty(len(values), -(-values.shape[1] // GROUP))
+    return maxima, _normalizer(values, maxima)
+
+
+def _normalizer(values: Tensor, maxima: Tensor | None = None) -> Tensor:
+    """The log-normalizer [M] of rows [M, V], with the bits of `torch.logsumexp`; leaves the maxima of groups if there is room for them."""
     rows, width = values.shape
     block = max(1, min(rows, BLOCK // width))
-    maxima = values.new_empty(rows, -(-width // GROUP))
     pivot = values.new_empty(rows, 1)
     total = values.new_empty(rows)
     buffer = values.new_empty(block, width)
     for start in range(0, rows, block):
         part = slice(start, min(start + block, rows))
-        maxima[part] = group_maxima(values[part], GROUP)
-        torch.amax(maxima[part], -1, keepdim=True, out=pivot[part])
+        if maxima is not None:
+            maxima[part] = group_maxima(values[part], GROUP)
+        torch.amax(values[part] if maxima is None else maxima[part], -1, keepdim=True, out=pivot[part])
         weights = torch.sub(values[part], pivot[part], out=buffer[: part.stop - start]).exp_()
         if len(weights) == 1 and width >= ONE_PASS:
             total[part] = weights.expand(2, -1).contiguous().sum(-1)[:1]
@@ -113,7 +128,7 @@ def _scan(values: Tensor, normalize: bool) -> tuple[Tensor, Tensor | None]:
             torch.sum(weights, -1, out=total[part])
     # A row of nothing but -inf, whose sum is NaN.
     dead = pivot.squeeze(-1) == -torch.inf
-    return maxima, total.log_().add_(pivot.squeeze(-1)).masked_fill_(dead, -torch.inf)
+    return total.log_().add_(pivot.squeeze(-1)).masked_fill_(dead, -torch.inf)
 
 
 def _distinct(values: Tensor, offset: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor] | None:

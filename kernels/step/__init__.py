@@ -87,7 +87,7 @@ class Packed:
     def __init__(self, shape: Shape, layers: Sequence[LayerWeights], heads: Sequence[Tensor], products: torch.dtype) -> None:
         if products not in PRODUCTS or not available(products):
             raise ValueError(f"products in {products}: this machine computes {', '.join(str(one) for one in PRODUCTS if available(one))}")
-        self.shape, self.matrix_unit = shape, products == torch.bfloat16
+        self.shape, self.products, self.matrix_unit = shape, products, products == torch.bfloat16
         self.layers = [LayerWeights(*map(self._pack, weights)) for weights in layers]
         self.heads = [self._pack(head) for head in heads]
         self.codes = [len(head) for head in heads]

@@ -279,7 +279,7 @@ class Decoder(nn.Module):
         """Weights of the layers behind the trunk and of the heads as the fast form of a search on this CPU reads them; None where there is
         no such form: on a GPU, in another type than float32, with experts, or without the compiled library.
 
-        Made anew when this is called after a parameter has changed (by `.data` it changes unseen).
+        Made anew when this is called after a parameter or `products` has changed (by `.data` one changes unseen).
         """
         config, plain = self.config, self.start.device.type == "cpu" and self.start.dtype == torch.float32
         if not plain or config.experts or torch.compiler.is_compiling() or not available(self.products):
@@ -287,7 +287,7 @@ class Decoder(nn.Module):
         if not self._owners:  # asking every module for its parameters takes longer than what depends on it
             self._owners = [(module._parameters, name) for module in self.modules() for name in module._parameters]
         versions = _versions(owned for owner, name in self._owners if (owned := owner[name]) is not None)
-        if self._packed is None or versions != self._packed_from:
+        if self._packed is None or self._packed.products != self.products or versions != self._packed_from:
             with torch.inference_mode(False), torch.no_grad():
                 layers = [_layer_weights(block) for block in self.blocks[config.lazy_trunk :]]
                 heads = [norm.weight * head.weight for norm, head in zip(self.norms, self.heads, strict=True)]  # type: ignore[operator]
