@@ -164,11 +164,11 @@ static void half_product(long m, long n, long k, const half *x, long ldx, const 
         const half *from = x + row * ldx, *panel = w;
         for (long first = 0; first < n; first += PANEL) {
             long real = n - first < PANEL ? n - first : PANEL;
-            // The matrix unit adds to what is there, if it can be read as whole tiles.
-            int there = epilogue == ADD && real == PANEL;
-            float *to = there ? out + row * ldo + first : sums;
-            long ld = there ? ldo * 4 : PANEL * 4, under = there ? LANES * ldo : LANES * PANEL;
-            if (there) {
+            // Where whole tiles can be written, the matrix unit writes them, and adds to what is there.
+            int whole = epilogue != RELU2 && real == PANEL;
+            float *to = whole ? out + row * ldo + first : sums;
+            long ld = whole ? ldo * 4 : PANEL * 4, under = whole ? LANES * ldo : LANES * PANEL;
+            if (whole && epilogue == ADD) {
                 _tile_loadd(0, to, ld), _tile_loadd(1, to + LANES, ld);
                 if (lower) _tile_loadd(2, to + under, ld), _tile_loadd(3, to + under + LANES, ld);
             } else
@@ -188,7 +188,7 @@ static void half_product(long m, long n, long k, const half *x, long ldx, const 
             }
             _tile_stored(0, to, ld), _tile_stored(1, to + LANES, ld);
             if (lower) _tile_stored(2, to + under, ld), _tile_stored(3, to + under + LANES, ld);
-            if (there) continue;
+            if (whole) continue;
             for (int i = 0; i < upper + lower; i++) {
                 float *part = sums + i * PANEL;
                 for (long j = 0; epilogue == RELU2 && j < PANEL; j += LANES) {

@@ -6,6 +6,7 @@
 #include "select.h"
 
 #define CHUNK 128
+#define MOST_STEPS 64
 #define PAD 16  // floats between rows of scratch: a row that is a power of two long would meet the others in one set of the cache
 
 typedef struct {
@@ -71,12 +72,6 @@ INLINE float dot(const float *a, const float *b, long n) {
     return total;
 }
 
-INLINE void add_scaled(float *to, const float *from, float by, long n) {
-    long i = 0;
-    for (; i + LANES <= n; i += LANES) store(to + i, fma16(load(from + i), splat(by), load(to + i)));
-    for (; i < n; i++) to[i] += from[i] * by;
-}
-
 // Rows [m, d] divided by their root mean square.
 static void norm(const Step *s, long m, const float *x, float *to, long ldt) {
     long d = s->width;
@@ -114,33 +109,66 @@ static void attend_context(const Step *s, const Layer *layer, long request, long
             for (long row = 0; row < m; row++) __builtin_memset(to + row * ldo, 0, head * sizeof(float));
             continue;
         }
-        float_product(m, known, head, query + h * head, ldq, layer->context_keys + group * key_size(s), scores, score_row(s), PLAIN);
+        // Whole vectors of scores: the keys beyond the last are zeros, and `softmax` leaves their scores out.
+        float_product(m, padded(known), head, query + h * head, ldq, layer->context_keys + group * key_size(s), scores, score_row(s), PLAIN);
         for (long row = 0; row < m; row++) softmax(scores + row * score_row(s), known, 1.0f / __builtin_sqrtf((float)head));
         float_product(m, head, known, scores, score_row(s), layer->context_values + group * value_size(s), to, ldo, PLAIN);
     }
 }
 
+// Softmax over the rows [n][16] of a matrix, every column by itself.
+INLINE void softmax_columns(vec *x, long n, float scale) {
+    vec top = x[0], total = splat(0.0f);
+    for (long t = 1; t < n; t++) top = larger(x[t], top);
+    for (long t = 0; t < n; t++) {
+        x[t] = exponential((x[t] - top) * splat(scale));
+        total += x[t];
+    }
+    vec by = splat(1.0f) / total;
+    for (long t = 0; t < n; t++) x[t] *= by;
+}
+
+// The sum of rows [n, D] of a head by weights that lie 16 apart.
+INLINE void mix(const float *const *row, const float *weight, long n, long head, float *out) {
+    long i = 0;
+    for (; i + LANES <= head; i += LANES) {
+        vec acc = splat(0.0f);
+        for (long t = 0; t < n; t++) acc = fma16(load(row[t] + i), splat(weight[t * LANES]), acc);
+        store(out + i, acc);
+    }
+    for (; i < head; i++) {
+        out[i] = 0.0f;
+        for (long t = 0; t < n; t++) out[i] = __builtin_fmaf(row[t][i], weight[t * LANES], out[i]);
+    }
+}
+
 // The newest queries, keys and values [m, (H + 2 G) * D] of rows from `first` on: keeps the keys and values, attends to the ancestors.
 static void attend_self(const Step *s, const Layer *layer, long first, long m, const float *qkv, long ldq, float *out, long ldo) {
-    long head = s->head, groups = s->groups, size = groups * head, ratio = s->heads / groups;
-    float scale = 1.0f / __builtin_sqrtf((float)head), weight[LANES * 4];
+    long head = s->head, size = s->groups * head, ratio = s->heads / s->groups, known = s->step + 1;
+    float scale = 1.0f / __builtin_sqrtf((float)head);
     for (long row = 0; row < m; row++, qkv += ldq, out += ldo) {
         long request = (first + row) / s->beams, beam = (first + row) % s->beams;
         const int32_t *table = s->ancestors + request * s->steps * s->slots + beam;
-        long newest = ((request * s->steps + s->step) * s->slots + beam) * size;
-        __builtin_memcpy(layer->keys + newest, qkv + s->width, size * sizeof(float));
-        __builtin_memcpy(layer->values + newest, qkv + s->width + size, size * sizeof(float));
-        for (long h = 0; h < s->heads; h++) {
-            long group = h / ratio * head;
-            for (long t = 0; t <= s->step; t++) {
-                long at = t == s->step ? newest : ((request * s->steps + t) * s->slots + table[t * s->slots]) * size;
-                weight[t] = dot(qkv + h * head, layer->keys + at + group, head);
+        const float *key[MOST_STEPS], *value[MOST_STEPS];
+        for (long t = 0; t < known; t++) {
+            long at = ((request * s->steps + t) * s->slots + (t < s->step ? table[t * s->slots] : beam)) * size;
+            key[t] = layer->keys + at, value[t] = layer->values + at;
+        }
+        __builtin_memcpy((float *)key[s->step], qkv + s->width, size * sizeof(float));
+        __builtin_memcpy((float *)value[s->step], qkv + s->width + size, size * sizeof(float));
+        for (long begin = 0; begin < s->heads; begin += LANES) {
+            long heads = least(LANES, s->heads - begin);
+            vec weight[MOST_STEPS];
+            for (long t = 0; t < known; t++) {
+                weight[t] = splat(0.0f);
+                for (long h = 0; h < heads; h++)
+                    ((float *)(weight + t))[h] = dot(qkv + (begin + h) * head, key[t] + (begin + h) / ratio * head, head);
             }
-            softmax(weight, s->step + 1, scale);
-            __builtin_memset(out + h * head, 0, head * sizeof(float));
-            for (long t = 0; t <= s->step; t++) {
-                long at = t == s->step ? newest : ((request * s->steps + t) * s->slots + table[t * s->slots]) * size;
-                add_scaled(out + h * head, layer->values + at + group, weight[t], head);
+            softmax_columns(weight, known, scale);
+            for (long h = begin; h < begin + heads; h++) {
+                const float *seen[MOST_STEPS];
+                for (long t = 0; t < known; t++) seen[t] = value[t] + h / ratio * head;
+                mix(seen, (const float *)weight + h - begin, known, head, out + h * head);
             }
         }
     }
