@@ -65,6 +65,8 @@ class Library:
         self.level_advance = of(short, "level_advance", None, pointer, long)
         self.finish = of(short, "finish", None, pointer, long, pointer)
         self.step_scratch = of(short, "step_scratch", long, pointer)
+        self.key_size = of(short, "key_size", long, pointer)
+        self.value_size = of(short, "value_size", long, pointer)
         self.selection_keys = of(short, "selection_keys", long, pointer)
         self.weight_bytes = of(short, "weight_bytes", long, long, long, long)
         self.permit_matrix_unit = of(short, "permit_matrix_unit", long)

@@ -120,14 +120,15 @@ INLINE half narrow(float x) {
     return (half)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// Columns [n, k] into tiles of 32 numbers times 16 columns, two neighbours in a word, two tiles side by side.
-static void pack_half(long n, long k, const float *from, half *to) {
+// Columns [n, k], `column` and `inner` numbers apart, into tiles of 32 numbers times 16 columns, two neighbours in a word, two tiles side
+// by side.
+static void pack_half(long n, long k, const float *from, long column, long inner, half *to) {
     for (long first = 0; first < n; first += PANEL)
         for (long p = 0; p < k; p += DEEP)
             for (long j = first; j < first + PANEL; j += LANES)
                 for (long q = p; q < p + DEEP; q += 2)
-                    for (long column = j; column < j + LANES; column++)
-                        for (long i = q; i < q + 2; i++) *to++ = column < n && i < k ? narrow(from[column * k + i]) : 0;
+                    for (long c = j; c < j + LANES; c++)
+                        for (long i = q; i < q + 2; i++) *to++ = c < n && i < k ? narrow(from[c * column + i * inner]) : 0;
 }
 
 // Rows [m, k] of floats as rows of bfloat16, padded with zeros to a whole tile.

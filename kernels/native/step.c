@@ -28,9 +28,10 @@ typedef struct {
 INLINE long most(long a, long b) { return a > b ? a : b; }
 INLINE long least(long a, long b) { return a < b ? a : b; }
 
-// Floats of packed keys, or of packed values, of one request and group.
-INLINE long key_size(const Step *s) { return padded(s->positions) * s->head; }
-INLINE long value_size(const Step *s) { return padded(s->head) * s->positions; }
+// Numbers of packed keys, or of packed values, of one request and group: enough for either type.
+INLINE long panels(long n) { return (n + 31) / 32 * 32; }
+API long key_size(const Step *s) { return panels(s->positions) * panels(s->head); }
+API long value_size(const Step *s) { return panels(s->head) * panels(s->positions); }
 
 INLINE long wide(const Step *s) { return padded(s->width + 2 * s->groups * s->head) + PAD; }
 INLINE long inner(const Step *s) { return padded(s->ffn) + 2 * PAD; }
@@ -38,16 +39,16 @@ INLINE long inner(const Step *s) { return padded(s->ffn) + 2 * PAD; }
 typedef struct {
     float *normed, *heads, *scores, *wide;
 #ifdef MATRIX_UNIT
-    half *half_normed, *half_wide;
+    half *half_normed, *half_wide, *half_scores;
 #endif
 } Scratch;
 
 // Rows of the attention of one head to one request's context.
-INLINE long score_row(const Step *s) { return padded(s->positions) + PAD; }
+INLINE long score_row(const Step *s) { return panels(s->positions) + PAD; }
 
 API long step_scratch(const Step *s) {
     long floats = CHUNK * (2 * (padded(s->width) + PAD) + score_row(s) + most(wide(s), inner(s)));
-    return 4 * floats + 2 * CHUNK * (padded(s->width) + inner(s) + 4 * PAD);
+    return 4 * floats + 2 * CHUNK * (padded(s->width) + inner(s) + panels(s->positions) + 6 * PAD);
 }
 
 static Scratch parts(const Step *s, float *at) {
@@ -59,6 +60,7 @@ static Scratch parts(const Step *s, float *at) {
 #ifdef MATRIX_UNIT
     made.half_normed = (half *)at;
     made.half_wide = made.half_normed + CHUNK * (padded(s->width) + 2 * PAD);
+    made.half_scores = made.half_wide + CHUNK * inner(s);
 #endif
     return made;
 }
@@ -85,7 +87,8 @@ static void norm(const Step *s, long m, const float *x, float *to, long ldt) {
 
 // exp(scale · (x - max)) / sum over the first n of a row, 0 up to the end of its last vector.
 INLINE void softmax(float *x, long n, float scale) {
-    for (long i = n; i < padded(n); i++) x[i] = -__builtin_inff();
+    long last = (n - 1) / LANES * LANES;
+    store(x + last, first_lanes(load(x + last), n - last, -__builtin_inff()));
     vec top = splat(-__builtin_inff());
     for (long i = 0; i < n; i += LANES) top = larger(load(x + i), top);
     vec pivot = splat(maximum(top)), total = splat(0.0f);
@@ -98,21 +101,37 @@ INLINE void softmax(float *x, long n, float scale) {
     for (long i = 0; i < n; i += LANES) store(x + i, load(x + i) * by);
 }
 
+// Rows [m, n] of a head's numbers times packed keys or values [n, k] of a request and group, for attention.
+INLINE void attention_product(const Step *s, const Scratch *at, long m, long n, long k, const float *x, long ldx, const float *packed, long place,
+                              float *out, long ldo) {
+#ifdef MATRIX_UNIT
+    if (s->matrix_unit) {
+        long ld = deep(k) + 2 * PAD;
+        to_half(m, k, x, ldx, at->half_scores, ld);
+        half_product(m, n, k, at->half_scores, ld, (const half *)packed + place, out, 0, ldo, PLAIN);
+        return;
+    }
+#endif
+    (void)s, (void)at;
+    float_product(m, n, k, x, ldx, packed + place, out, ldo, PLAIN);
+}
+
 // Queries [m, H * D] of rows of one request against its context, to `out`.
-static void attend_context(const Step *s, const Layer *layer, long request, long m, const float *query, long ldq, float *scores, float *out,
+static void attend_context(const Step *s, const Scratch *at, const Layer *layer, long request, long m, const float *query, long ldq, float *out,
                            long ldo) {
     long known = s->lengths ? s->lengths[request] : s->positions, head = s->head, ratio = s->heads / s->context_groups;
+    // Whole vectors of scores: the keys beyond the last are zeros, and `softmax` leaves their scores out.
+    long scored = s->matrix_unit ? panels(known) : padded(known), ld = score_row(s);
     for (long h = 0; h < s->heads; h++) {
         long group = request * s->context_groups + h / ratio;
-        float *to = out + h * head;
+        float *to = out + h * head, *scores = at->scores;
         if (!known) {
             for (long row = 0; row < m; row++) __builtin_memset(to + row * ldo, 0, head * sizeof(float));
             continue;
         }
-        // Whole vectors of scores: the keys beyond the last are zeros, and `softmax` leaves their scores out.
-        float_product(m, padded(known), head, query + h * head, ldq, layer->context_keys + group * key_size(s), scores, score_row(s), PLAIN);
-        for (long row = 0; row < m; row++) softmax(scores + row * score_row(s), known, 1.0f / __builtin_sqrtf((float)head));
-        float_product(m, head, known, scores, score_row(s), layer->context_values + group * value_size(s), to, ldo, PLAIN);
+        attention_product(s, at, m, scored, head, query + h * head, ldq, layer->context_keys, group * key_size(s), scores, ld);
+        for (long row = 0; row < m; row++) softmax(scores + row * ld, known, 1.0f / __builtin_sqrtf((float)head));
+        attention_product(s, at, m, head, known, scores, ld, layer->context_values, group * value_size(s), to, ldo);
     }
 }
 
@@ -213,7 +232,7 @@ static void layers(const Step *s, long first, long last, float *scratch) {
             for (long row = 0, rows; row < m; row += rows) {
                 long request = (first + row) / s->beams;
                 rows = least((request + 1) * s->beams - first, m) - row;
-                attend_context(s, layer, request, rows, at.wide + row * wide(s), wide(s), at.scores, at.heads + row * ld, ld);
+                attend_context(s, &at, layer, request, rows, at.wide + row * wide(s), wide(s), at.heads + row * ld, ld);
             }
             product(s, &at, m, d, at.heads, layer->cross_out, hidden, d, ADD);
             norm(s, m, hidden, at.normed, ld);
@@ -233,9 +252,16 @@ API void pack_context(const Step *s, const float *keys, const float *values, con
         long known = s->lengths ? s->lengths[b] : s->positions;
         for (long g = 0; g < s->context_groups; g++) {
             const float *key = keys + b * key_strides[0] + g * key_strides[1], *value = values + b * value_strides[0] + g * value_strides[1];
-            pack_float(known, s->head, key, key_strides[2], key_strides[3], packed_keys + (b * s->context_groups + g) * key_size(s));
-            pack_float(s->head, known, value, value_strides[3], value_strides[2],
-                       packed_values + (b * s->context_groups + g) * value_size(s));
+            long at = b * s->context_groups + g;
+#ifdef MATRIX_UNIT
+            if (s->matrix_unit) {
+                pack_half(known, s->head, key, key_strides[2], key_strides[3], (half *)packed_keys + at * key_size(s));
+                pack_half(s->head, known, value, value_strides[3], value_strides[2], (half *)packed_values + at * value_size(s));
+                continue;
+            }
+#endif
+            pack_float(known, s->head, key, key_strides[2], key_strides[3], packed_keys + at * key_size(s));
+            pack_float(s->head, known, value, value_strides[3], value_strides[2], packed_values + at * value_size(s));
         }
     }
 }
@@ -253,7 +279,7 @@ API long weight_bytes(long n, long k, long matrix_unit) {
 API void pack_weight(long n, long k, const float *weight, long matrix_unit, void *to) {
 #ifdef MATRIX_UNIT
     if (matrix_unit) {
-        pack_half(n, k, weight, to);
+        pack_half(n, k, weight, k, 1, to);
         return;
     }
 #else

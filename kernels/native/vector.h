@@ -21,7 +21,13 @@ INLINE vec fma16(vec a, vec b, vec c) { return __builtin_elementwise_fma(a, b, c
 INLINE vec choose(ivec mask, vec yes, vec no) { return (vec)(((ivec)yes & mask) | ((ivec)no & ~mask)); }
 INLINE vec larger(vec a, vec b) { return choose(a > b, a, b); }
 
-// The first `count` < 16 floats, the rest of the vector as given.
+// The first `count` lanes, and `rest` in the others.
+INLINE vec first_lanes(vec x, long count, float rest) {
+    const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return choose(lane < (ivec){} + (int32_t)count, x, splat(rest));
+}
+
+// The first `count` < 16 floats of memory that may end there, and `rest` after them.
 INLINE vec load_part(const float *at, long count, float rest) {
     vec x = splat(rest);
     for (long i = 0; i < count; i++) x[i] = at[i];

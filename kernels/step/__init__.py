@@ -28,7 +28,8 @@ LEAST_ROWS = 16
 """Rows worth a thread of their own."""
 
 PRODUCTS = (torch.float32, torch.bfloat16)
-"""Types of the weights and of what they are multiplied with; sums, norms, attention and the residual stream are float32."""
+"""Types of what is multiplied, weights, queries, keys and values of the context; sums, norms, softmax, the attention of a beam to its own
+codes and the residual stream are float32."""
 
 
 class Shape(NamedTuple):
@@ -138,11 +139,12 @@ class Steps:
             layer.keys, layer.values = history + 2 * index * side, history + (2 * index + 1) * side
 
     def _pack(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        batch, positions, count, head = keys.shape
-        packed = torch.empty(batch * count * _padded(positions) * head), torch.empty(batch * count * _padded(head) * positions)
+        batch, _, count, _ = keys.shape
+        asked = ctypes.byref(self._level)
+        packed = torch.empty(batch * count * self._lib.key_size(asked)), torch.empty(batch * count * self._lib.value_size(asked))
         strides = ((ctypes.c_long * 4)(*(side.stride(axis) for axis in (0, 2, 1, 3))) for side in (keys, values))
         self._lib.pack_context(
-            ctypes.byref(self._level), keys.data_ptr(), values.data_ptr(), *strides, *(side.data_ptr() for side in packed),
+            asked, keys.data_ptr(), values.data_ptr(), *strides, *(side.data_ptr() for side in packed),
         )  # fmt: skip
         return packed
 
@@ -238,10 +240,6 @@ class Steps:
         """The beams descend from those that this table says, int32[B, steps, slots]; see `kernels.beam_attention`."""
         self._ancestors = ancestors
         self._level.step.ancestors = ancestors.data_ptr()
-
-
-def _padded(count: int) -> int:
-    return -(-count // 16) * 16
 
 
 __all__ = ["LayerWeights", "Packed", "Shape", "Steps", "available", "reference"]

@@ -120,13 +120,13 @@ def test_a_request_alone_and_any_number_of_threads_have_the_same_bits(products: 
 @needs_matrix_unit
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("batch", "widths"), [(1, [1, 5, 32]), (3, [1, 7, 17]), (5, [2, 40, 3])])
-def test_products_of_bfloat16_round_their_inputs_and_nothing_else(shape: Shape, batch: int, widths: list[int]) -> None:
+def test_products_of_bfloat16_round_what_they_multiply_and_nothing_else(shape: Shape, batch: int, widths: list[int]) -> None:
     case = Case(shape, batch, widths, 20)
     case.layers = [LayerWeights(*(weight.bfloat16().float() for weight in layer)) for layer in case.layers]
     case.heads = [head.bfloat16().float() for head in case.heads]
     for ours, exact in zip(case.run(None, torch.bfloat16), case.reference(None), strict=True):
         error = (ours - exact).square().mean().sqrt()
-        assert error < 2**-8 * exact.square().mean().sqrt()
+        assert error < 2**-7 * exact.square().mean().sqrt()
 
 
 def test_without_the_library_products_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
