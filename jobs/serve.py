@@ -38,7 +38,7 @@ from serving.library import Library
 from serving.live import LISTENED, LiveView
 from serving.metrics import Metrics
 from serving.model import Codebook, ModelSlot, Swap
-from serving.policy import products
+from serving.policy import device, products
 from serving.service import Recommender
 from serving.stats import Stats
 from serving.widths import WidthPolicy, ladder
@@ -65,7 +65,7 @@ class Server:
 
     def __init__(self, settings: Settings, ends: Endpoints) -> None:
         try:
-            searched_in = products(settings.serving.precision)
+            searched_in = products(settings.serving.precision, device())
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self._ends = ends

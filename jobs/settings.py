@@ -158,7 +158,7 @@ class Serving(Part):
     shadow_share: float = Field(0.02, ge=0, lt=1, description="of the time, what measuring that may take; 0 = never measured")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
-        description="of the weights in a search on a CPU; auto = bfloat16 if the processor multiplies matrices of it, or float32",
+        description="of the weights in a search; auto = bfloat16 on a GPU and on processors that multiply matrices of it, else float32",
     )
     deadline_ms: int = Field(150, ge=1)
     max_batch: int = Field(16, ge=1)

@@ -47,7 +47,7 @@ class Library:
     Args:
         load_bundle: version, or None for the current one -> bundle.
         load_model: version -> published model.
-        products: of searches on a CPU, see `serving.policy.products`.
+        products: of searches, see `serving.policy.products`.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Library:
         for item_id, sid in published.generated.items():
             shelved.vocabulary.learn(item_id, sid)
         facts = {"watermark_ts": manifest.watermark_ts, "samples_trained": manifest.samples_trained, "metrics": manifest.metrics}
-        model = moved(published.model, device())
+        model = moved(published.model, device(), self._products)
         return Serving(GrmPolicy(manifest.version, model, shelved.vocabulary, self._products), shelved.codebook, facts)
 
     def serves(self, codebook: Codebook) -> None:

@@ -76,22 +76,23 @@ def device() -> torch.device:
     return torch.device("cuda")
 
 
-def products(precision: str) -> torch.dtype:
-    """Type of the weights that a search on this CPU multiplies with; `"auto"` is the fastest that the processor has.
+def products(precision: str, device: torch.device) -> torch.dtype:
+    """Type of the weights that a search multiplies with; `"auto"` is the fastest that the device has.
 
     Raises:
         ValueError: bfloat16 was asked for, and the processor has no unit that multiplies matrices of it.
     """
-    has = available(torch.bfloat16)
+    has = device.type == "cuda" or available(torch.bfloat16)
     if precision == "bfloat16" and not has:
         raise ValueError("serving.precision: bfloat16: this processor does not multiply matrices of bfloat16 (AMX); choose auto or float32")
     return torch.bfloat16 if has and precision != "float32" else torch.float32
 
 
-def moved(grm: Grm, device: torch.device) -> Grm:
-    """The model where it is to serve: itself, or a copy on another device."""
+def moved(grm: Grm, device: torch.device, products: torch.dtype) -> Grm:
+    """The model where it is to serve: itself, or a copy on a GPU whose decoder has weights of this type."""
     if grm.decoder.start.device.type == device.type:
         return grm
     copy = Grm(grm.config, device)
+    copy.decoder.to(products)
     restore(copy, dict(grm.dense_parameters()), grm.tables())
     return copy

@@ -3,9 +3,9 @@
     python -m benchmarks.kernels.search [--rounds N] [--out FILE]
 
 All sides take turns, round after round in an order of chance, on the same contexts; before they are timed they find the same SIDs in
-float32, and in bfloat16, where two correct searches differ near the cut, SIDs that are worth as much. bfloat16 is left out where the processor
-does not multiply matrices of it. What is counted is the processor time of the one thread, which neighbours on a shared machine disturb less
-than a clock on the wall; they still take its caches.
+float32, and in bfloat16, where two correct searches differ near the cut, SIDs that are worth as much. bfloat16 is left out where the
+processor does not multiply matrices of it. What is counted is the processor time of the one thread, which neighbours on a shared machine
+disturb less than a clock on the wall; they still take its caches.
 `products` is every matrix product with a weight that a search cannot do without, by PyTorch, on inputs that lie ready.
 """
 

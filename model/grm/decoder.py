@@ -33,6 +33,14 @@ class Context:
         """int32[B], valid positions of each row; they come first."""
         return (self.bias.flatten(1) == 0).sum(1, dtype=torch.int32)
 
+    def to(self, dtype: torch.dtype) -> Context:
+        """The same in another type; what is shared stays shared."""
+        if self.bias.dtype == dtype:
+            return self
+        keys = tuple(key.to(dtype) for key in self.keys)
+        values = keys if self.values is self.keys else tuple(value.to(dtype) for value in self.values)
+        return Context(keys, values, self.bias.to(dtype))
+
 
 Past = list[tuple[Tensor, Tensor]]
 """Self-attention keys and values of every layer: float[B, W, T, groups, d_head] each."""

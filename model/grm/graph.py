@@ -49,7 +49,7 @@ class BeamGraph:
         # What a captured search reads of weights that have changed since.
         self._grm.decoder.normed()
         batch = self._grm.resolve(batch)
-        context, followed = self._grm.context(batch), self._grm.followers.read(batch.memory)
+        context, followed = self._grm.context(batch).to(self._grm.decoder.start.dtype), self._grm.followers.read(batch.memory)
         parts = [*self._shared(context), context.bias, batch.memory.codes, batch.memory.liked, followed.codes, followed.weight]
         rows, positions = batch.mask.shape
         bucket = 1 << (rows - 1).bit_length(), _padded(positions)

@@ -157,7 +157,9 @@ class Grm(nn.Module):
     def beam(self, batch: GrmBatch, widths: Sequence[int], trie: Prefixes | None = None, avoid: Sequence[Tensor] = ()) -> Beams:
         """The likeliest SIDs of every row; see `model.grm.beam.search`."""
         mine = self.resolve(batch if self.processes is None else self.processes.part(batch))
-        found = self.search(self.context(mine), mine.memory, self.followers.read(mine.memory), widths, trie, avoid)
+        found = self.search(
+            self.context(mine).to(self.decoder.start.dtype), mine.memory, self.followers.read(mine.memory), widths, trie, avoid
+        )
         if self.processes is None:
             return found
         return Beams(self.processes.whole(found.sids, len(batch)), self.processes.whole(found.log_prob, len(batch)))
@@ -182,8 +184,8 @@ class Grm(nn.Module):
 
     @torch.no_grad()
     def encode(self, batch: GrmBatch) -> Context:
-        """The context alone, for a caller that searches more than once."""
-        return self.context(self.resolve(batch))
+        """The context alone, in the type that the decoder searches in, for a caller that searches more than once."""
+        return self.context(self.resolve(batch)).to(self.decoder.start.dtype)
 
     def resolve(self, batch: GrmBatch) -> GrmBatch:
         """Ids → rows where the tables are managed; otherwise they are rows already. A video without a row of its own has no followers."""

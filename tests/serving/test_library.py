@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from kernels import native
 from model.grm import Grm
 from model.grm.inputs import Vocabulary, collate
 from model.grm.presets import preset
@@ -16,7 +18,7 @@ from model.sid import bundle
 from serving.cache import CachedVideo, CacheGone, catalogue_videos, generated_video
 from serving.library import Library
 from serving.model import Person, trial
-from serving.policy import GrmPolicy, device
+from serving.policy import GrmPolicy, device, products
 from serving.widths import uniform
 from streaming.records import Context, HistoryEntry, Video
 from streaming.sources.simulator import World
@@ -177,3 +179,24 @@ def test_a_gpu_that_the_kernels_are_not_made_for_is_left_alone_and_said(capabili
         assert sum("gpu_not_used" in line for line in caplog.messages) == (serves_on == "cpu")
     finally:
         device.cache_clear()
+
+
+def test_the_search_multiplies_bfloat16_where_that_is_fast_and_where_it_is_asked_to(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    for has, fastest in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(native, "matrix_unit", lambda has=has: has)
+        assert products("auto", cpu) == fastest
+        assert products("auto", gpu) == torch.bfloat16
+        assert products("float32", cpu) == products("float32", gpu) == torch.float32
+    with pytest.raises(ValueError, match=r"serving\.precision: bfloat16: this processor .*choose auto or float32"):
+        products("bfloat16", cpu)
+
+
+@pytest.mark.skipif(not native.matrix_unit(), reason="this processor multiplies no bfloat16 matrices")
+def test_a_policy_in_bfloat16_finds_what_one_in_float32_finds_but_for_rounding(built):
+    grm = Grm(replace(preset("laptop", built.code_counts), seed=3))
+    vocabulary = Vocabulary.of_bundle(built)
+    people = [Person(user, 1_000_000, Context()) for user in range(4)]
+    exact = GrmPolicy("v1", grm, vocabulary).beam(people, uniform(32))[1]
+    rounded = GrmPolicy("v1", grm, vocabulary, torch.bfloat16).beam(people, uniform(32))[1]
+    assert 0 < np.abs(exact - rounded).max() < 0.05

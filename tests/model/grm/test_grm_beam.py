@@ -225,6 +225,21 @@ def test_static_shapes_find_what_shapes_of_their_own_find(changes: dict[str, int
         torch.testing.assert_close(found.log_prob, expected.log_prob, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("changes", [{}, {"context_splits": 2, "context_groups": 2}, {"lazy_trunk": 1}])
+def test_a_decoder_in_16_bits_is_searched_with_the_same_context_and_priors(changes: dict[str, int], world: SmallWorld) -> None:
+    model = disturbed(Grm(small_config(**changes)))
+    batch = collate(people(3), world.vocabulary, model.config)
+    widths = [len(EVERY_SID)] * model.config.levels
+    expected = model.beam(batch, widths)
+    model.decoder.to(torch.bfloat16)
+    for search in (model.beam, BeamGraph(model)):
+        found = search(batch, widths)
+        for row, sids in enumerate(found.sids.tolist()):
+            worth = dict(zip(map(tuple, expected.sids[row].tolist()), expected.log_prob[row].tolist(), strict=True))
+            apart = [abs(score - worth[tuple(sid)]) for sid, score in zip(sids, found.log_prob[row].tolist(), strict=True)]
+            assert 0 < max(apart) < 0.1
+
+
 def test_experts_have_no_static_shapes() -> None:
     with pytest.raises(ValueError, match=r"search it with Grm\.beam"):
         BeamGraph(Grm(small_config(experts=2)))
