@@ -68,6 +68,9 @@ def load() -> ctypes.CDLL:
         ("selection_keys", long, [pointer]),
         ("scan", None, [pointer, long, long]),
         ("finish", None, [pointer, long, pointer]),
+        ("prior_scratch", long, [pointer]),
+        ("prior_rows", None, [pointer, long, long, pointer]),
+        ("avoid", None, [pointer]),
     ):
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments
