@@ -71,6 +71,7 @@ def load() -> ctypes.CDLL:
         ("prior_scratch", long, [pointer]),
         ("prior_rows", None, [pointer, long, long, pointer]),
         ("avoid", None, [pointer]),
+        ("pool", long, [pointer]),
     ):
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments
