@@ -3,9 +3,9 @@
 
 typedef struct {
     long rows, beams, level, vocabulary, prefixes;
-    const int64_t *codes;   // [B * W, level]
-    const int64_t *avoided; // [B, prefixes, level + 1]
-    uint32_t *allowed;      // [B * W, words], bit t % 32 of word t / 32 is code t
+    const int64_t *codes;    // [B * W, level]
+    const int64_t *avoided;  // [B, prefixes, level + 1]
+    uint32_t *allowed;       // [B * W, words], bit t % 32 of word t / 32 is code t
 } Avoid;
 
 API void avoid(const Avoid *a) {
