@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 
@@ -54,13 +55,17 @@ class GrmPolicy:
 
 def _by_length(avoided: Sequence[Sequence[Codes]]) -> list[torch.Tensor]:
     """int64[B, n, length] for every length that somebody avoids, filled up with -1."""
-    lengths = sorted({len(prefix) for one in avoided for prefix in one})
-    lists = [[[prefix for prefix in one if len(prefix) == length] for one in avoided] for length in lengths]
-    most = [max(map(len, rows)) for rows in lists]
-    return [
-        torch.tensor([[*row, *[(-1,) * length] * (room - len(row))] for row in rows])
-        for length, rows, room in zip(lengths, lists, most, strict=True)
-    ]
+    lists: dict[int, list[list[Codes]]] = defaultdict(lambda: [[] for _ in avoided])
+    for row, one in enumerate(avoided):
+        for prefix in one:
+            lists[len(prefix)][row].append(prefix)
+    found = []
+    for length, rows in sorted(lists.items()):
+        filled = np.full((len(rows), max(map(len, rows)), length), -1)
+        for place, prefixes in zip(filled, rows, strict=True):
+            place[: len(prefixes)] = np.array(prefixes, np.int64).reshape(-1, length)
+        found.append(torch.from_numpy(filled))
+    return found
 
 
 @cache

@@ -122,7 +122,7 @@ INLINE half narrow(float x) {
 
 // Columns [n, k], `column` and `inner` numbers apart, into tiles of 32 numbers times 16 columns, two neighbours in a word, two tiles side
 // by side.
-static void pack_half(long n, long k, const float *from, long column, long inner, half *to) {
+static inline void pack_half(long n, long k, const float *from, long column, long inner, half *to) {
     for (long first = 0; first < n; first += PANEL)
         for (long p = 0; p < k; p += DEEP)
             for (long j = first; j < first + PANEL; j += LANES)
@@ -155,8 +155,8 @@ INLINE void shape_tiles(int upper, int lower) {
 }
 
 // x [m, k] of bfloat16 times packed w [n, k] into out [m, n]; `out16` instead, if given, takes it rounded.
-static void half_product(long m, long n, long k, const half *x, long ldx, const half *w, float *out, half *out16, long ldo,
-                         Epilogue epilogue) {
+static inline void half_product(long m, long n, long k, const half *x, long ldx, const half *w, float *out, half *out16, long ldo,
+                                Epilogue epilogue) {
     float sums[PANEL * PANEL];
     long steps = deep(k) / DEEP;
     for (long row = 0; row < m; row += 2 * LANES) {

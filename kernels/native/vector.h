@@ -63,3 +63,18 @@ INLINE vec exponential(vec x) {
     vec scaled = (vec)((ivec)p + (__builtin_convertvector(n, ivec) << 23));
     return choose(gone, splat(0.0f), scaled);
 }
+
+// ln(1 + x) of x ≥ 0 within 3 units in the last place: 1 + x = 2^n · m with m from √½ to √2, and ln m = 2 artanh((m - 1) / (m + 1)).
+INLINE vec log_of_one_plus(vec x) {
+    const int32_t least = 0x3f3504f3;  // √½
+    ivec above = (ivec)(x + splat(1.0f)) - least, n = above >> 23;
+    vec m = (vec)((above & 0x7fffff) + least);
+    vec f = choose(n == 0, x, m - splat(1.0f));  // the sum has lost digits of a small x
+    vec s = f / (f + splat(2.0f)), z = s * s;
+    vec p = splat(2.0f / 9);
+    p = fma16(p, z, splat(2.0f / 7));
+    p = fma16(p, z, splat(2.0f / 5));
+    p = fma16(p, z, splat(2.0f / 3));
+    p = fma16(p * z, s, s + s);
+    return fma16(__builtin_convertvector(n, vec), splat(0.69314718f), p);
+}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.bits import pack
+from kernels.avoid import allowed
 from kernels.trie import Prefixes
 from model.grm.decoder import Context, Decoder
 from model.grm.expansion import Expansion
@@ -126,7 +126,7 @@ class Growing:
         prefixes = self._avoid.get(level + 1)
         if prefixes is None:
             return self._in_trie(level)
-        mask = pack(~_continuing(self.codes, prefixes, self._decoder.config.codes[level]).flatten(0, 1))
+        mask = allowed(self.codes, prefixes, self._decoder.config.codes[level])
         if self._trie is not None and self._node is not None:
             mask &= self._trie.words(self._node.flatten(), level)
         return torch.arange(len(mask), dtype=torch.int32, device=mask.device), mask
@@ -154,10 +154,3 @@ def _kept(config: GrmConfig, widths: Sequence[int]) -> list[int]:
         beams = min(width, beams * codes)
         kept.append(beams)
     return kept
-
-
-def _continuing(codes: Tensor, prefixes: Tensor, vocabulary: int) -> Tensor:
-    """bool[B, W, vocabulary]: the codes that make one of `prefixes` int64[B, n, level + 1] of beams `codes` int64[B, W, level]."""
-    begun = (codes.unsqueeze(2) == prefixes[:, None, :, :-1]).all(-1) & (prefixes[:, None, :, -1] >= 0)
-    token = prefixes[:, None, :, -1].clamp(min=0).expand_as(begun)
-    return torch.zeros(*codes.shape[:2], vocabulary, dtype=torch.int32, device=codes.device).scatter_add_(2, token, begun.int()) > 0

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from kernels.prior import Followed, followed_logits
 from model.grm.presets import GrmConfig
 from model.grm.recall import Memory
 
@@ -75,13 +76,11 @@ class FollowerPrior(nn.Module):
 
     def next(self, followers: Followers, codes: Tensor) -> Tensor:
         """Logits float[B, W, codes] that follow int64[B, W, level]."""
-        level = codes.shape[-1]
-        candidate = followers.codes[:, :, level]  # [B, M]
-        same = (followers.codes[:, None, :, :level] == codes[:, :, None, :]).all(-1)  # [B, W, M]
-        mass = followers.weight.unsqueeze(1) * same
-        index = candidate.clamp(min=0).unsqueeze(1).expand(mass.shape)
-        total = mass.new_zeros(*codes.shape[:2], self.codes[level]).scatter_add_(2, index, mass)
-        return torch.stack([(total * scale).log1p() for scale in SCALES], -1) @ self.weight[level]
+        return followed_logits(self.of(followers), codes, self.codes[codes.shape[-1]])
+
+    def of(self, followers: Followers) -> Followed:
+        """Followers and weights, the storage itself."""
+        return Followed(followers.codes, followers.weight, self.weight, SCALES)
 
     def forward(self, followers: Followers, targets: Tensor) -> list[Tensor]:
         """Logits of every level along int64[B, L], float[B, codes] each."""

@@ -251,14 +251,17 @@ class _Bags:
         self._parts: dict[str, list[tuple[Ints, Ints]]] = {name: [] for name in names}
 
     def add(self, name: str, place: Ints, values: Ints) -> None:
-        """Values of tokens, int64[n] each."""
+        """Values of tokens, int64[n] each, in the order of their places."""
         self._parts[name].append((place, values))
 
     def jagged(self) -> KeyedJaggedTensor:
         values, lengths = [], np.zeros((len(self._parts), self._tokens), np.int32)
         for index, parts in enumerate(self._parts.values()):
-            place = np.concatenate([place for place, _ in parts])
-            values.append(np.concatenate([of for _, of in parts])[np.argsort(place, kind="stable")])
+            place, of = parts[0]
+            if len(parts) > 1:
+                place = np.concatenate([place for place, _ in parts])
+                of = np.concatenate([of for _, of in parts])[np.argsort(place, kind="stable")]
+            values.append(of)
             lengths[index] = np.bincount(place, minlength=self._tokens)
         lengths_of = torch.from_numpy(lengths.reshape(-1))
         return KeyedJaggedTensor(list(self._parts), torch.from_numpy(np.concatenate(values)), lengths=lengths_of, stride=self._tokens)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from kernels.prior import Priors, fits
 from kernels.trie import Prefixes
 from model.grm import beam, loss
-from model.grm.beam import Beams
+from model.grm.beam import Beams, Prior
 from model.grm.context import Context, ContextProcessor
 from model.grm.decoder import Decoder
 from model.grm.followers import FollowerPrior, Followers
@@ -175,12 +176,16 @@ class Grm(nn.Module):
         avoid: Sequence[Tensor] = (),
     ) -> Beams:
         """`beam` of rows that were encoded and looked up."""
-        priors: list[Callable[[Tensor], Tensor]] = [
-            self.prior.next,
-            partial(self.recall.next, memory),
-            partial(self.followers.next, followed),
-        ]
-        return beam.search(self.decoder, priors, context, widths, trie, avoid)
+        return beam.search(self.decoder, self._priors(memory, followed), context, widths, trie, avoid)
+
+    def _priors(self, memory: Memory, followed: Followers) -> list[Prior]:
+        """Of these rows; all in one where that can be computed."""
+        whole = self.prior.whole()
+        if whole is not None:
+            parts = whole, self.recall.of(memory), self.followers.of(followed)
+            if fits(*parts):
+                return [Priors(*parts).next]
+        return [self.prior.next, partial(self.recall.next, memory), partial(self.followers.next, followed)]
 
     @torch.no_grad()
     def encode(self, batch: GrmBatch) -> Context:

@@ -14,9 +14,8 @@ from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from kernels.prior import PrefixTable, prefix_logits, prefix_row
 from model.grm.presets import GrmConfig
-
-_MIX = 0x9E3779B97F4A7C15 - (1 << 64)  # golden ratio as int64; products wrap, which is what a hash wants
 
 
 class PrefixPrior(nn.Module):
@@ -50,12 +49,18 @@ class PrefixPrior(nn.Module):
 
     def next(self, codes: Tensor) -> Tensor:
         """Logits float[B, W, codes] that follow int64[B, W, level], read only."""
-        rows = self.row_of(codes)
-        if hasattr(self.tables, "embedding_bags"):  # the whole table is here
-            found = nn.functional.embedding(rows, self.tables.embedding_bags["prefix"].weight)  # type: ignore[union-attr, arg-type]
-        else:
-            found = self._read(rows.flatten()).view(*rows.shape, -1)
-        return self.spread[codes.shape[-1]](found)
+        whole = self.whole()
+        if whole is not None:
+            return prefix_logits(whole, codes)
+        rows = prefix_row(codes, self.rows)
+        return self.spread[codes.shape[-1]](self._read(rows.flatten()).view(*rows.shape, -1))
+
+    def whole(self) -> PrefixTable | None:
+        """Table and weights, the storage itself; None where the table is spread over processes."""
+        if not hasattr(self.tables, "embedding_bags"):
+            return None
+        table: Tensor = self.tables.embedding_bags["prefix"].weight  # type: ignore[union-attr, assignment]
+        return PrefixTable(table, [spread.weight for spread in self.spread])  # type: ignore[misc]
 
     def _read(self, rows: Tensor) -> Tensor:
         """float[n, d_prefix] of rows int64[n]."""
@@ -64,13 +69,4 @@ class PrefixPrior(nn.Module):
 
     def rows_of(self, targets: Tensor) -> Tensor:
         """Rows int64[B * L] of all prefixes of int64[B, L]."""
-        return torch.stack([self.row_of(targets[:, :level]) for level in range(targets.shape[1])], 1).reshape(-1)
-
-    def row_of(self, codes: Tensor) -> Tensor:
-        """Table row of each prefix int64[..., level]; level 0 has one row."""
-        level = codes.shape[-1]
-        key = torch.full(codes.shape[:-1], level, dtype=torch.int64, device=codes.device)
-        for index in range(level):
-            key = (key ^ (codes[..., index] + 1)) * _MIX
-            key = key ^ (key >> 29 & 0x7FFFFFFFF)
-        return key.remainder(self.rows)
+        return torch.stack([prefix_row(targets[:, :level], self.rows) for level in range(targets.shape[1])], 1).reshape(-1)

@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kernels.prior import Watched, watched_logits
+from kernels.prior.reference import SUMS
 from model.grm.presets import GrmConfig
-
-FEATURES = 3
-"""Liked videos of the same modality prefix, other videos of it, videos of the whole prefix; each as log(1 + count)."""
 
 
 @dataclass(frozen=True)
@@ -49,21 +48,15 @@ class HistoryPrior(nn.Module):
         super().__init__()
         self.codes = config.codes
         self.starts = [0 if level < config.content_levels else config.content_levels for level in range(config.levels)]
-        self.weight = nn.Parameter(torch.zeros(config.levels, FEATURES, device=device))
+        self.weight = nn.Parameter(torch.zeros(config.levels, SUMS, device=device))
 
     def next(self, memory: Memory, codes: Tensor) -> Tensor:
         """Logits float[B, W, codes] that follow int64[B, W, level]."""
-        level, start = codes.shape[-1], self.starts[codes.shape[-1]]
-        batch, beams = codes.shape[:2]
-        candidate = memory.codes[:, :, level]  # [B, S]
-        equal = memory.codes[:, None, :, :level] == codes[:, :, None, :]  # [B, W, S, level]
-        known = (candidate >= 0).unsqueeze(1)
-        same = equal[..., start:].all(-1) & known
-        liked = memory.liked.unsqueeze(1)
-        counted = torch.stack([same & liked, same & ~liked, equal.all(-1) & known], -1).to(self.weight.dtype)  # [B, W, S, 3]
-        index = candidate.clamp(min=0)[:, None, :, None].expand(counted.shape)
-        counts = counted.new_zeros(batch, beams, self.codes[level], FEATURES).scatter_add_(2, index, counted)
-        return counts.log1p() @ self.weight[level]
+        return watched_logits(self.of(memory), codes, self.codes[codes.shape[-1]])
+
+    def of(self, memory: Memory) -> Watched:
+        """Histories and weights, the storage itself."""
+        return Watched(memory.codes, memory.liked, self.weight, self.starts)
 
     def forward(self, memory: Memory, targets: Tensor) -> list[Tensor]:
         """Logits of every level along int64[B, L], float[B, codes] each."""
