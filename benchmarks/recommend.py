@@ -3,9 +3,10 @@
     python -m benchmarks.recommend [--items N] [--rates 5,10,20,40] [--seconds S]
 
 First the engine alone (features, beam search, cache, policy) by beam width and rows in a batch, beside the same rows one by one; then the
-whole service under an open load from another process. Both are done twice: with this project's search, and with the same model
-searched as one writes it in plain PyTorch, which must find the same SIDs before anything is timed. Impressions are made and encoded but
-not sent: there is no Kafka here. The model's weights are random, so its beams hit what random beams hit; the time does not depend on that.
+whole service under an open load from another process. Both are done twice: with this project's search, in the precision that serving
+chooses by itself, and with the same model searched as one writes it in plain PyTorch. In float32, which the engine is timed in as well,
+both must find the same SIDs before anything is timed. Impressions are made and encoded but not sent: there is no Kafka here. The model's
+weights are random, so its beams hit what random beams hit; the time does not depend on that.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ from serving.library import places
 from serving.live import LiveView
 from serving.metrics import Metrics
 from serving.model import Codebook, ModelSlot, Person, Serving
-from serving.policy import GrmPolicy
+from serving.policy import GrmPolicy, products
 from serving.service import Recommender
 from serving.stats import Stats
 from serving.widths import WidthPolicy, Widths, ladder, name, uniform
@@ -101,8 +102,8 @@ class NaivePolicy(GrmPolicy):
     Histories must be of one length: the plain search knows no padding.
     """
 
-    def __init__(self, version: str, grm: Grm, vocabulary: Vocabulary) -> None:
-        super().__init__(version, grm, vocabulary)
+    def __init__(self, version: str, grm: Grm, vocabulary: Vocabulary, products: torch.dtype = torch.float32) -> None:
+        super().__init__(version, grm, vocabulary, products)
         self._search = self._naive
 
     def _naive(self, batch: GrmBatch, widths: Sequence[int], trie: Trie | None = None, avoid: Sequence[Tensor] = ()) -> Beams:
@@ -188,27 +189,28 @@ def check(ours: GrmPolicy, naive: GrmPolicy, history: Histories) -> None:
     assert np.array_equal(found[0], expected[0]) and np.allclose(found[1], expected[1], atol=1e-4), "the searches do not find the same"
 
 
-def time_engine(engine: Engine, naive: Engine, rounds: int) -> list[dict[str, Any]]:
-    """Milliseconds of a batch by width and rows, those of the naive search, and what batching saves against the same rows one by one."""
+def time_engine(engine: Engine, exact: Engine, naive: Engine, rounds: int) -> list[dict[str, Any]]:
+    """Milliseconds of a batch by width and rows, those in float32 and of the naive search, and what batching saves against the same rows
+    one by one."""
     table = []
     for width in WIDTHS:
         alone_ms = 0.0
         for rows in ROWS:
-            taken: list[float] = []
-            naively: list[float] = []
+            taken: dict[str, list[float]] = {"ours": [], "float32": [], "naive": []}
             for number in range(rounds):
                 asks = [Ask(number * rows + row, "home", 10) for row in range(rows)]
-                for side, times in ((engine, taken), (naive, naively)):
+                for side, times in zip((engine, exact, naive), taken.values(), strict=True):
                     began = time.perf_counter()
                     side.answer(asks, uniform(width))
                     times.append((time.perf_counter() - began) * 1000)
-            median, naive_median = statistics.median(taken[2:]), statistics.median(naively[2:])
+            median, exact_median, naive_median = (statistics.median(times[2:]) for times in taken.values())
             alone_ms = median if rows == 1 else alone_ms
             table.append(
                 {
                     "width": width,
                     "rows": rows,
                     "median_ms": round(median, 1),
+                    "float32_ms": round(exact_median, 1),
                     "naive_ms": round(naive_median, 1),
                     "naive_over_ours": round(naive_median / median, 2),
                     "one_by_one_over_batch": round(rows * alone_ms / median, 2),
@@ -255,17 +257,20 @@ def main() -> None:
         cache = SidCache(url)
         cache.seed(built)
         codebook = Codebook(built.version, built.content_levels, built.code_counts, Shelf(places(built), cache.videos(built.version)))
-        grm, vocabulary = Grm(preset("laptop", built.code_counts)), Vocabulary.of_bundle(built)
-        policies = [kind("v00000001", grm, vocabulary) for kind in (GrmPolicy, NaivePolicy)]
+        vocabulary, chosen = Vocabulary.of_bundle(built), products(settings.precision, torch.device("cpu"))
+        kinds = ((GrmPolicy, chosen), (GrmPolicy, torch.float32), (NaivePolicy, torch.float32))
+        # Each has weights of its own, all the same: a model is searched in one precision.
+        policies = [kind("v00000001", Grm(preset("laptop", built.code_counts)), vocabulary, dtype) for kind, dtype in kinds]
         history = Histories(built.item_ids.tolist())
-        check(policies[0], policies[1], history)
-        ours, naive = (
+        check(policies[1], policies[2], history)
+        ours, exact, naive = (
             Service(cache, codebook, policy, built, history, ladder(settings.beam_width), settings, Path(folder)) for policy in policies
         )
-        by_width = time_engine(ours.engine, naive.engine, given.rounds)
-        print(f"{given.items} items, median ms of a batch\n{'width':>6}{'rows':>6}{'ms':>9}{'naive':>9}{'batching':>9}")
+        by_width = time_engine(ours.engine, exact.engine, naive.engine, given.rounds)
+        print(f"{given.items} items, median ms of a batch\n{'width':>6}{'rows':>6}{'ms':>9}{'float32':>9}{'naive':>9}{'batching':>9}")
         for line in by_width:
-            print(f"{line['width']:>6}{line['rows']:>6}{line['median_ms']:>9}{line['naive_ms']:>9}{line['one_by_one_over_batch']:>9}")
+            sides = f"{line['median_ms']:>9}{line['float32_ms']:>9}{line['naive_ms']:>9}"
+            print(f"{line['width']:>6}{line['rows']:>6}{sides}{line['one_by_one_over_batch']:>9}")
         rates = [float(rate) for rate in given.rates.split(",")]
         by_rate = time_load(ours, rates, given.seconds)
         by_rate_naive = time_load(naive, rates, given.seconds)
@@ -279,6 +284,7 @@ def main() -> None:
         "codes": given.codes,
         "deadline_ms": settings.deadline_ms,
         "beam_width": settings.beam_width,
+        "precision": str(chosen).removeprefix("torch."),
     }
     print(
         provenance.write(
