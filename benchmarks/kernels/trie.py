@@ -36,8 +36,7 @@ from benchmarks import provenance
 from benchmarks.kernels import model
 from benchmarks.kernels.static import Static
 from kernels.bits import unpack
-from kernels.projection import pyramid
-from kernels.selection import beam_select
+from kernels.selection import logits_select
 from kernels.trie import Prefixes, Trie
 from kernels.trie.layered import Layered
 from model.grm.presets import PRESETS
@@ -117,7 +116,7 @@ def median(run: Callable[[], object], rounds: int) -> float:
 
 
 def allowed(trie: Prefixes, node: Tensor, level: int) -> tuple[Tensor, Tensor]:
-    """What may follow each beam, as `model.grm.beam` gives it to `kernels.projection`: a row int32[M] of a bitmask, and that."""
+    """What may follow each beam, as `model.grm.beam` gives it to `kernels.selection`: a row int32[M] of a bitmask, and that."""
     bitmask = trie.allowed(level)
     if bitmask is not None:
         return node.int(), bitmask
@@ -127,7 +126,7 @@ def allowed(trie: Prefixes, node: Tensor, level: int) -> tuple[Tensor, Tensor]:
 def choose(trie: Prefixes, node: Tensor, logits: Tensor, cumulative: Tensor, width: int, level: int) -> tuple[Tensor, ...]:
     """Score, parent, token and node of the best continuations [1, width] of beams [1, W]."""
     row, bitmask = allowed(trie, node.flatten(), level)
-    score, parent, token = beam_select(pyramid(logits, node=row, bitmask=bitmask), cumulative, width)
+    score, parent, token = logits_select(logits, cumulative, width, node=row, bitmask=bitmask)
     return score, parent.long(), token.long(), trie.child(node.gather(1, parent.long()), token, level)
 
 
@@ -231,10 +230,14 @@ def walk(trie: Prefixes, prefixes: Tensor) -> Tensor:
 
 
 def of_trie(trie: Prefixes, node: Tensor, level: int, rounds: int) -> float:
-    """Milliseconds of the trie's calls at a level, and of its bits in the projection."""
-    logits = torch.randn(len(node), CODES, generator=torch.Generator().manual_seed(level))
+    """Milliseconds of the trie's calls at a level, and of its bits in the selection."""
+    logits, cumulative = torch.randn(len(node), CODES, generator=torch.Generator().manual_seed(level)), torch.zeros(1, len(node))
     row, bitmask = allowed(trie, node, level)
-    asked = [lambda: allowed(trie, node, level), lambda: pyramid(logits, node=row, bitmask=bitmask), lambda: pyramid(logits)]
+    asked = [
+        lambda: allowed(trie, node, level),
+        lambda: logits_select(logits, cumulative, BEAMS, node=row, bitmask=bitmask),
+        lambda: logits_select(logits, cumulative, BEAMS),
+    ]
     if level + 1 < LEVELS:  # a search has no use for leaves
         follow = unpack(trie.words(node, level), CODES).nonzero()
         parent, token = follow[torch.linspace(0, len(follow) - 1, BEAMS).long()].unbind(1)
