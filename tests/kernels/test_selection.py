@@ -24,6 +24,9 @@ KINDS = [
     "one row wins",
     "NaN and inf",
     "huge",
+    "beyond what a float holds",
+    "ascending",
+    "all equal",
     "all dead",
 ]
 
@@ -53,6 +56,14 @@ def numbers(kind: str, batch: int, beams: int, vocabulary: int, generator: torch
         cumulative[:, 0] = math.nan
     elif kind == "huge":
         logits *= 1e38
+    elif kind == "beyond what a float holds":
+        logits *= 1e38
+        cumulative = torch.randn(batch, beams, generator=generator) * 3e38
+    elif kind == "ascending":
+        logits = logits.sort(dim=-1).values
+    elif kind == "all equal":
+        logits = torch.full(shape, 0.7)
+        cumulative[:] = -1.3
     elif kind == "all dead":
         cumulative[:] = -math.inf
     cumulative[torch.rand(batch, beams, generator=generator) < 0.2] = -math.inf
