@@ -28,6 +28,9 @@ import torch
 log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent
+LIBRARIES = Path(sys.prefix) / "share" / "sidstream"
+"""Where they are kept: in the virtual environment, so that they go when that goes."""
+
 FLAGS = ("-O3", "-mcpu=native", "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC", "-nostdlib", "-Wall", "-Wextra")
 
 
@@ -86,7 +89,7 @@ def load() -> Library:
     try:
         return Library(path)
     except OSError as wrong:
-        raise Unavailable(f"{path} cannot be loaded: {wrong}") from wrong
+        raise Unavailable(f"{path} cannot be loaded; remove it, and it is compiled again: {wrong}") from wrong
 
 
 @cache
@@ -97,18 +100,18 @@ def matrix_unit() -> bool:
 
 
 def compiled() -> Path:
-    """The shared library for this processor and these sources, in the virtual environment, so that it goes when that goes.
+    """The shared library for this processor and these sources.
 
     Raises:
         Unavailable: see `load`.
     """
     compiler = find_spec("ziglang")
     if compiler is None or compiler.origin is None:
-        raise Unavailable("the compiler is not installed: run `make setup`, or install ziglang as pinned in requirements/runtime.txt")
+        raise Unavailable("the compiler is not installed; run `make setup`, or install ziglang as pinned in requirements/runtime.txt")
     sources = sorted(FOLDER.glob("*.c"))
     told = [metadata.version("ziglang"), *FLAGS, _processor(), *(path.read_text() for path in sorted(FOLDER.glob("*.[ch]")))]
     digest = hashlib.sha256("\0".join(told).encode()).hexdigest()[:16]
-    target = Path(sys.prefix) / "share" / "sidstream" / f"native-{digest}.so"
+    target = LIBRARIES / f"native-{digest}.so"
     if target.exists():
         return target
     try:
@@ -119,10 +122,12 @@ def compiled() -> Path:
             caches = {"ZIG_LOCAL_CACHE_DIR": scratch, "ZIG_GLOBAL_CACHE_DIR": scratch}
             done = subprocess.run(command, env=os.environ | caches, capture_output=True, text=True, timeout=120, check=False)
             if done.returncode:
-                raise Unavailable(f"the compiler failed: {_first_error(done.stderr)}")
+                raise Unavailable(f"the compiler failed (`make setup` installs the one that is known to work): {_first_error(done.stderr)}")
             made.replace(target)  # whole or not there, also when two processes compile at once
-    except (OSError, subprocess.TimeoutExpired) as wrong:
-        raise Unavailable(f"nothing can be compiled into {target.parent}: {wrong}") from wrong
+    except subprocess.TimeoutExpired as slow:
+        raise Unavailable(f"the compiler took more than {slow.timeout:.0f} s; a restart tries again") from slow
+    except OSError as wrong:
+        raise Unavailable(f"nothing can be compiled into {target.parent}; start once as a user who may write there: {wrong}") from wrong
     return target
 
 
