@@ -155,7 +155,7 @@ class Steps:
             codes: int64[B, W, length], contiguous. table: float32[V, d]. position: float32[d].
         """
         level = self._level
-        self._codes = codes
+        self._codes, self._read = codes, (table, position)  # here, lest their owner lets go of them meanwhile
         level.step.beams, level.codes, level.length = codes.shape[1], codes.data_ptr(), codes.shape[2]
         level.table, level.position = table.data_ptr(), position.data_ptr()
 

@@ -6,8 +6,9 @@ one position and all beams; a context is never repeated for the beams, they are 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -200,12 +201,12 @@ class Folded:
 
     def __init__(self) -> None:
         self._weights: list[Tensor] = []
-        self._made_from: list[tuple[int, int]] = []
+        self._made_from: Versions = []
 
     def of(self, pairs: Sequence[Normed]) -> list[Tensor]:
         """One for each pair of a gain and a weight, as they are now; always for the same pairs."""
-        versions = _versions(tensor for pair in pairs for tensor in pair if tensor is not None)
-        if versions != self._made_from:
+        versions = [_version(tensor) for pair in pairs for tensor in pair if tensor is not None]
+        if not _same(versions, self._made_from):
             # A search runs in inference mode, whose tensors could not be written to again outside of it.
             with torch.inference_mode(False), torch.no_grad():
                 made = [fold(gain, weight) for gain, weight in pairs if gain is not None]
@@ -225,9 +226,17 @@ def _count(optimizer: torch.optim.Optimizer, *_: object) -> None:
 register_optimizer_step_post_hook(_count)
 
 
-def _versions(tensors: Iterable[Tensor]) -> list[tuple[int, int]]:
-    """What changes when one of the tensors does, but for `.data` and for tensors made in inference mode, which count nothing."""
-    return [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+Versions = list[tuple[Tensor, int]]
+"""Tensors and how often each was written to. They are kept, for the id of one that is gone may be that of the next."""
+
+
+def _version(tensor: Tensor) -> tuple[Tensor, int]:
+    """What changes when the tensor does, but for `.data` and for tensors made in inference mode, which count nothing."""
+    return tensor, 0 if tensor.is_inference() else tensor._version
+
+
+def _same(one: Versions, other: Versions) -> bool:
+    return len(one) == len(other) and all(a is b and v == w for (a, v), (b, w) in zip(one, other, strict=True))
 
 
 def _normed(block: Block) -> tuple[Normed, Normed, Normed | None]:
@@ -278,8 +287,7 @@ class Decoder(nn.Module):
         worth = nn.Parameter(torch.zeros(config.value_buckets, device=device), requires_grad=False) if config.value_buckets else None
         self.worth: nn.Parameter | None = worth
         self._folded = Folded()
-        self._packed: Packed | None = None
-        self._packed_from: list[tuple[int, int]] = []
+        self._packed: tuple[Versions, Packed] | None = None
         self._owners: list[tuple[dict[str, nn.Parameter | None], str]] = []
         self.products = torch.float32
 
@@ -294,15 +302,20 @@ class Decoder(nn.Module):
             return None
         if not self._owners:  # asking every module for its parameters takes longer than what depends on it
             self._owners = [(module._parameters, name) for module in self.modules() for name in module._parameters]
-        versions = _versions(owned for owner, name in self._owners if (owned := owner[name]) is not None)
-        if self._packed is None or self._packed.products != self.products or versions != self._packed_from:
+        versions = [_version(owned) for owner, name in self._owners if (owned := owner[name]) is not None]
+        made = self._packed
+        if made is None or made[1].products != self.products or not _same(versions, made[0]):
             with torch.inference_mode(False), torch.no_grad():
                 layers = [_layer_weights(block) for block in self.blocks[config.lazy_trunk :]]
                 heads = [norm.weight * head.weight for norm, head in zip(self.norms, self.heads, strict=True)]  # type: ignore[operator]
                 shape = Shape(config.d_model, config.heads, config.self_groups, config.context_groups, config.d_head, config.ffn)
-                self._packed = Packed(shape, layers, heads, self.products)
-            self._packed_from = versions
-        return self._packed
+                made = versions, Packed(shape, layers, heads, self.products)
+            self._packed = made  # both at once: other threads may be searching
+        return made[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes its own of what is made from parameters."""
+        return self.__dict__ | {"_folded": Folded(), "_packed": None, "_owners": []}
 
     def normed(self) -> tuple[list[tuple[Normed, Normed, Normed | None]], list[Normed]]:
         """Gain and weight of the products that follow a norm: per layer of cross- and self-attention and of a feed-forward network that is

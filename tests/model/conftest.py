@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from kernels import native
 from model.grm import Grm, GrmConfig, Vocabulary
 from model.online.publish import Publisher, load_current
 from model.online.step import OnlineLearner
@@ -103,6 +104,16 @@ def world() -> SmallWorld:
 @pytest.fixture
 def model() -> Grm:
     return Grm(small_config())
+
+
+@pytest.fixture(params=["compiled", "torch"])
+def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What searches on this CPU: the compiled library, or the operations of torch that a machine without it has."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif native.library() is None:
+        pytest.skip("no compiled library on this machine")
+    return str(request.param)
 
 
 @pytest.fixture(autouse=True)

@@ -21,6 +21,8 @@ from model.grm.inputs import Vocabulary
 from streaming.records import Context, HistoryEntry
 from tests.model.conftest import CODES, START_MS, SmallWorld, small_config, small_world
 
+pytestmark = pytest.mark.usefixtures("engine")
+
 EVERY_SID = list(itertools.product(*(range(size) for size in CODES)))
 
 
@@ -232,8 +234,9 @@ def test_nothing_is_read_that_was_not_written(trained: Grm, world: SmallWorld, m
     batch = collate(people(3), world.vocabulary, trained.config)
     trie = Trie.build(torch.tensor(EVERY_SID[::2]), CODES)
     expected = trained.beam(batch, [4, 6, 8], trie)
-    new_empty = torch.Tensor.new_empty
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *given, **named: poisoned(new_empty(*given, **named)))
+    for owner, name in ((torch.Tensor, "new_empty"), (torch, "empty"), (torch, "empty_like")):
+        plain = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *given, plain=plain, **named: poisoned(plain(*given, **named)))
     found = trained.beam(batch, [4, 6, 8], trie)
     assert torch.equal(found.sids, expected.sids)
     assert torch.equal(found.log_prob, expected.log_prob)

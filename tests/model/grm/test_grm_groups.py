@@ -115,6 +115,7 @@ def feed(target: OnlineLearner, world: SmallWorld, start: int, stop: int) -> Non
         target.step(samples[first : first + 32])
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("changes", [{}, {"managed": True, "user_rows": 8, "item_rows": 16}, {"lazy_trunk": 1, "experts": 3}])
 def test_a_model_with_groups_continues_bit_for_bit_and_is_published_and_searched_as_it_is(
     tmp_path: Path, world: SmallWorld, changes: dict[str, object]

@@ -49,6 +49,7 @@ def test_the_fused_state_is_that_of_its_formula() -> None:
     torch.testing.assert_close(fuse(trunk, code), expected)
 
 
+@pytest.mark.usefixtures("engine")
 def test_wide_enough_beams_find_what_trying_every_sid_finds(world: SmallWorld) -> None:
     model = Grm(small_config(layers=3, lazy_trunk=2))
     torch.manual_seed(1)

@@ -89,6 +89,7 @@ def test_a_thought_knows_the_codes_before_it_and_no_other() -> None:
     assert not torch.equal(one[:, :, 2], two[:, :, 2])
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("changes", [{}, {"layers": 3, "experts": 3}, {"value_buckets": 4}, {"self_groups": 1, "context_splits": 2}])
 def test_wide_enough_beams_find_what_trying_every_sid_finds(world: SmallWorld, changes: dict[str, Any]) -> None:
     model = thoughtful(**changes).eval()
@@ -105,6 +106,7 @@ def test_wide_enough_beams_find_what_trying_every_sid_finds(world: SmallWorld, c
         torch.testing.assert_close(found.log_prob[row], score, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("engine")
 def test_narrow_beams_carry_their_own_thoughts(world: SmallWorld) -> None:
     model = thoughtful()
     torch.manual_seed(1)
@@ -172,6 +174,7 @@ def test_a_few_targets_are_learned_by_heart_and_thoughts_their_clusters_and_thei
     assert model.beam(batch, [6, 8, 1]).sids[:, 0].tolist() == world.sids[0:56:7].tolist()
 
 
+@pytest.mark.usefixtures("engine")
 def test_it_continues_bit_for_bit_and_is_published_and_searched_as_it_was_trained(tmp_path: Path, world: SmallWorld) -> None:
     config = LearnerConfig(window=100, beam=6, recall_share=0.2)
     unbroken, first, second = (OnlineLearner(thoughtful(value_buckets=4), small_world().vocabulary, config) for _ in range(3))

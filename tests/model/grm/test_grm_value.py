@@ -104,6 +104,7 @@ def test_expected_values_of_many_sids_are_those_of_each_alone(world: SmallWorld,
     assert found[2, 4] == 0
 
 
+@pytest.mark.usefixtures("engine")
 def test_a_search_is_one_of_the_codes_alone(world: SmallWorld) -> None:
     model = shaken()
     batch = asked(world, model, 2)
@@ -113,6 +114,7 @@ def test_a_search_is_one_of_the_codes_alone(world: SmallWorld) -> None:
     torch.testing.assert_close(found.log_prob[:, 3], score.detach(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("changes", [{}, {"lazy_trunk": 1}, {"thinking_tokens": True}, {"layers": 3, "self_groups": 1}])
 def test_what_is_found_is_ordered_by_probability_and_value(world: SmallWorld, changes: dict[str, Any]) -> None:
     model = shaken(value_rank=2.0, **changes).eval()
@@ -131,6 +133,7 @@ def test_what_is_found_is_ordered_by_probability_and_value(world: SmallWorld, ch
     torch.testing.assert_close(BeamGraph(model)(batch, [3, 5, 9]).log_prob, found.log_prob, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("engine")
 def test_a_beam_that_does_not_exist_stays_the_last_whatever_it_would_be_worth(world: SmallWorld) -> None:
     model = shaken(value_rank=5.0)
     allowed = Trie.build(torch.tensor([[0, 1, 2], [3, 1, 2], [5, 4, 3]]), model.config.codes)
