@@ -149,6 +149,11 @@ def address(tensor: torch.Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
 
+def floats(*shape: int) -> torch.Tensor:
+    """Memory for float32, whatever type and device this thread's tensors have by default."""
+    return torch.empty(shape, dtype=torch.float32, device="cpu")
+
+
 _of_thread = threading.local()
 
 

@@ -42,8 +42,8 @@ def select(
     # Kept alive until the calls below have ended.
     read = [logits.contiguous(), cumulative.to(torch.float32).contiguous()]
     read += [] if node is None or bitmask is None else [node.int().contiguous(), bitmask.contiguous()]
-    work = torch.empty(len(logits) * (places + 1))
-    score = torch.empty(batch, k)
+    work = native.floats(len(logits) * (places + 1))
+    score = native.floats(batch, k)
     parent, token = torch.empty(batch, k, dtype=torch.int32), torch.empty(batch, k, dtype=torch.int32)
     asked = Asked(
         batch, beams, vocabulary, k, normalize, 0 if bitmask is None else bitmask.shape[1],

@@ -117,8 +117,8 @@ class Steps:
         shape, layers = packed.shape, len(contexts)
         batch, positions = contexts[0][0].shape[:2]
         self._batch = batch
-        self._past = torch.empty(layers, 2, batch, steps, slots, shape.groups, shape.head)
-        self._hidden = torch.empty(batch * slots, shape.width)
+        self._past = native.floats(layers, 2, batch, steps, slots, shape.groups, shape.head)
+        self._hidden = native.floats(batch * slots, shape.width)
         self._ancestors = torch.zeros(batch, steps, slots, dtype=torch.int32)
         self._layers = (_Layer * layers)()
         self._level = level = _Level()
@@ -141,7 +141,7 @@ class Steps:
     def _pack(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         batch, _, count, _ = keys.shape
         asked = ctypes.byref(self._level)
-        packed = torch.empty(batch * count * self._lib.key_size(asked)), torch.empty(batch * count * self._lib.value_size(asked))
+        packed = native.floats(batch * count * self._lib.key_size(asked)), native.floats(batch * count * self._lib.value_size(asked))
         strides = ((ctypes.c_long * 4)(*(side.stride(axis) for axis in (0, 2, 1, 3))) for side in (keys, values))
         self._lib.pack_context(
             asked, keys.data_ptr(), values.data_ptr(), *strides, *(side.data_ptr() for side in packed),
@@ -175,7 +175,7 @@ class Steps:
     def logits(self, step: int, level: int, bias: Tensor) -> Tensor:
         """All layers; the norm of the states times the head of a level, plus bias [codes]: float32[B * W, codes]."""
         asked, rows = self._level, self._batch * self._level.step.beams
-        out = torch.empty(rows, self._packed.codes[level])
+        out = native.floats(rows, self._packed.codes[level])
         asked.head, asked.bias, asked.extra, asked.logits = self._packed.heads[level].data_ptr(), bias.data_ptr(), None, out.data_ptr()
         asked.selection.vocabulary, asked.selection.k = out.shape[1], 0
         self._run(step)
@@ -195,12 +195,12 @@ class Steps:
         """All layers, and the k best continuations by a code of the level: see `kernels.selection.proj_select`."""
         asked, chosen, codes = self._level, self._level.selection, self._packed.codes[level]
         rows, places = self._batch * asked.step.beams, groups(codes)
-        work = torch.empty(rows * (codes + places + 1))
-        extra = None if extra is None else extra.contiguous()
+        work = native.floats(rows * (codes + places + 1))
+        extra = None if extra is None else extra.float().contiguous()
         node = None if node is None else node.int().contiguous()
         bitmask = None if bitmask is None else bitmask.contiguous()
         cumulative = cumulative.contiguous()
-        score, found = torch.empty(self._batch, k), torch.empty(2, self._batch, k, dtype=torch.int32)
+        score, found = native.floats(self._batch, k), torch.empty(2, self._batch, k, dtype=torch.int32)
         at = work.data_ptr()
         asked.head, asked.bias, asked.extra = self._packed.heads[level].data_ptr(), bias.data_ptr(), native.address(extra)
         asked.logits = chosen.logits = at

@@ -116,3 +116,14 @@ def test_logits_that_are_a_view_and_scores_of_another_type_are_read_as_they_are(
     view, cumulative = wide.t()[::2], torch.linspace(0, -3, 24, dtype=torch.float64).view(3, 8)
     expected = compiled.select(view.contiguous(), cumulative.float(), 30, None, None)
     assert_same(logits_select(view, cumulative, 30), expected)
+
+
+@pytest.mark.parametrize("other", [torch.bfloat16, torch.float64])
+def test_results_are_float32_whatever_the_default_type_is(other: torch.dtype) -> None:
+    logits, cumulative = numbers("normal", 2, 9, 300, torch.Generator().manual_seed(3))
+    expected, before = compiled.select(logits.flatten(0, 1), cumulative, 40, None, None), torch.get_default_dtype()
+    torch.set_default_dtype(other)  # as libraries do while they load a model
+    try:
+        assert_same(compiled.select(logits.flatten(0, 1), cumulative, 40, None, None), expected)
+    finally:
+        torch.set_default_dtype(before)

@@ -106,6 +106,19 @@ def test_it_finds_what_torch_finds(seed: int) -> None:
         torch.testing.assert_close(found.log_prob[:, 0], told, rtol=0, atol=1e-4)
 
 
+def test_where_other_operations_round_to_bfloat16_it_finds_what_torch_finds() -> None:
+    model = shaken(Grm(small_config()))
+    batch = asked(model, 3)
+    context = model.encode(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model.search(context, batch.memory, model.followers.read(batch.memory), [6, 30, 120])
+    best = by_torch(model, batch, [6, 30, 120])
+    for row in range(3):
+        score = {tuple(sid): score for sid, score in zip(best.sids[row].tolist(), best.log_prob[row].tolist(), strict=True)}
+        for sid, close in zip(found.sids[row].tolist(), found.log_prob[row].tolist(), strict=True):
+            assert abs(score[tuple(sid)] - close) < 0.1
+
+
 def anew(model: Grm) -> Grm:
     """A model of its own with the same weights, which has never searched."""
     other = Grm(model.config)
