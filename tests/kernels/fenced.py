@@ -120,7 +120,7 @@ def search(case: Case, lengths: Tensor, products: torch.dtype, of: Callable[[Any
 def main(folder: str, side: str) -> None:
     fence = Fence(side)
     with patch.object(native, "LIBRARIES", Path(folder)), patch.object(native, "FLAGS", (*native.FLAGS, *CHECKS)):
-        checked = native.load()
+        checked, path = native.load(), native.compiled()
     checked.permit_matrix_unit()
     products = [torch.float32, torch.bfloat16] if native.matrix_unit() else [torch.float32]
     torch.set_num_threads(1)
@@ -138,7 +138,7 @@ def main(folder: str, side: str) -> None:
                     with fence:
                         got = search(case, lengths, product, fence.of)
                     assert all(map(same, got, wanted))
-    print(checked._name)
+    print(path)
 
 
 def same(one: Tensor, other: Tensor) -> bool:
