@@ -54,7 +54,7 @@ def pooled(tables: Sequence[Tensor], values: Tensor, lengths: Tensor) -> Tensor:
     values, lengths = values.contiguous(), lengths.int().contiguous()
     if len(lengths) != bags * len(tables):
         raise ValueError(f"{len(lengths)} bags of {len(tables)} features: as many of each are expected")
-    out = torch.empty(bags, len(tables) * width)
+    out = native.floats(bags, len(tables) * width)
     at = (ctypes.c_void_p * len(tables))(*(table.data_ptr() for table in tables))
     rows = (ctypes.c_long * len(tables))(*map(len, tables))
     asked = _Bags(

@@ -61,10 +61,10 @@ class Priors:
         """Logits float32[B, W, codes] that follow int64[B, W, level]."""
         codes, asked, lib = codes.contiguous(), self._asked, self._lib
         batch, beams, level = codes.shape
-        spread = self._prefixes.spread[level]
+        spread = self._prefixes.spread[level].contiguous()
         packed = torch.empty(lib.weight_bytes(*spread.shape, False), dtype=torch.uint8)
-        lib.pack_weight(*spread.shape, spread.contiguous().data_ptr(), False, packed.data_ptr())
-        extra = torch.empty(batch, beams, len(spread))
+        lib.pack_weight(*spread.shape, spread.data_ptr(), False, packed.data_ptr())
+        extra = native.floats(batch, beams, len(spread))
         asked.beams, asked.level, asked.start, asked.vocabulary = beams, level, self._starts[level], len(spread)
         asked.codes, asked.spread, asked.extra = codes.data_ptr(), packed.data_ptr(), extra.data_ptr()
         asked.watched_weight, asked.followed_weight = (weight[level].data_ptr() for weight in self._weights)

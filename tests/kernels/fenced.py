@@ -18,10 +18,12 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from kernels import native
+from kernels import avoid, bags, native
+from kernels.prior import Priors
 from kernels.selection import Selection
 from kernels.selection import native as selection
-from kernels.step import LayerWeights, Packed, Shape, Steps
+from kernels.step import Packed, Shape, Steps
+from tests.kernels import test_bags, test_prior
 from tests.kernels.test_selection import numbers
 from tests.kernels.test_selection_native import masks
 from tests.kernels.test_step import SHAPES, Case
@@ -65,8 +67,8 @@ class Fence:
         """The same with fences around all tensors inside."""
         if isinstance(what, Tensor):
             return self.copy(what)
-        if isinstance(what, LayerWeights):
-            return LayerWeights(*map(self.of, what))
+        if hasattr(what, "_make"):  # a named tuple
+            return what._make(map(self.of, what))
         return type(what)(map(self.of, what)) if isinstance(what, list | tuple) else what
 
     def __enter__(self) -> None:
@@ -117,6 +119,19 @@ def search(case: Case, lengths: Tensor, products: torch.dtype, of: Callable[[Any
     return [*found, steps.run(3).clone(), steps.logits(3, 0, case.bias)]
 
 
+def beside(of: Callable[[Any], Any]) -> list[Tensor]:
+    """What a search asks beside its steps: sums of embeddings, priors, and what is to be avoided."""
+    found = [bags.pooled(*of(test_bags.case(features, 33, width))) for features, width in ((1, 4), (3, 16), (4, 37))]
+    for sizes in test_prior.SIZES:
+        for videos, followers in ((33, 128), (0, 5), (9, 0)):
+            case = test_prior.Case(*sizes, 2, videos, followers)
+            priors = Priors(of(case.prefixes), of(case.watched), of(case.followed))
+            for level, size in enumerate(sizes[0]):
+                codes = of(case.beams(level, 7 if level else 1))
+                found += [priors.next(codes), avoid.allowed(codes, of(case.sids(2, 6)[..., : level + 1]), size)]
+    return found
+
+
 def main(folder: str, side: str) -> None:
     fence = Fence(side)
     with patch.object(native, "LIBRARIES", Path(folder)), patch.object(native, "FLAGS", (*native.FLAGS, *CHECKS)):
@@ -130,6 +145,9 @@ def main(folder: str, side: str) -> None:
             with fence:
                 found = select(fence.of)
             assert all(map(torch.equal, found, expected))
+        wanted = beside(lambda what: what)
+        with fence:
+            assert all(map(same, beside(fence.of), wanted))
         for shape in (*SHAPES[:3], Shape(17, 1, 1, 1, 17, 17)):
             for positions, codes in ((1, 17), (16, 50), (33, 100)):
                 case, lengths = Case(shape, 3, [1], positions, codes=codes), torch.tensor([positions, 0, 1], dtype=torch.int32)

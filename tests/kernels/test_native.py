@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels import native
 from kernels.selection import logits_select
-from tests.kernels.fenced import same, search, selections
+from tests.kernels.fenced import beside, same, search, selections
 from tests.kernels.test_selection import assert_same, numbers
 from tests.kernels.test_step import SHAPES, Case
 
@@ -75,6 +75,7 @@ def test_nothing_beside_its_buffers_is_touched_and_nothing_is_read_that_was_not_
 def test_a_processor_without_vectors_of_512_bits_gives_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def results() -> list[Tensor]:
         lengths, found = torch.tensor([33, 0, 1], dtype=torch.int32), [part for select in selections() for part in select(as_it_is)]
+        found += beside(as_it_is)
         for shape in SHAPES:
             found += search(Case(shape, 3, [1], 33, codes=100), lengths, torch.float32, as_it_is)
         return found

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from kernels import native
-from kernels.prior import Priors
 from kernels.trie import Prefixes, Trie
 from kernels.trie.layered import Layered
 from model.grm import Grm, Query, beam, collate
@@ -197,30 +195,6 @@ def test_a_trie_and_what_is_avoided_hold_together(trained: Grm, world: SmallWorl
     expected = trained.beam(batch, [6, 30, 60], Trie.build(existing[3:], CODES))
     assert torch.equal(found.sids, expected.sids)
     assert torch.equal(found.log_prob, expected.log_prob)
-
-
-@pytest.mark.skipif(native.library() is None, reason="no compiled library on this machine")
-@pytest.mark.parametrize("changes", [{}, {"codes": (40, 33, 70, 9), "d_prefix": 12}, {"value_buckets": 3, "value_rank": 0.5}])
-def test_priors_in_one_call_find_what_three_priors_find(
-    changes: dict[str, object], world: SmallWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = disturbed(Grm(small_config(**changes)))
-    sizes = model.config.codes
-    catalogue = torch.stack([torch.randint(size, (60,), generator=torch.Generator().manual_seed(size)) for size in sizes], 1)
-    vocabulary = Vocabulary(np.arange(60), catalogue.int().numpy(), np.full(60, 9000), np.arange(60) % 12, sizes)
-    batch = collate(people(5), vocabulary, model.config)
-    model.followers.learn(model.resolve(batch).memory, catalogue[:5])
-    widths = [6, 20, 20, 20][: len(sizes)]
-    avoid = [model.beam(batch, widths).sids[:, ::2, :length].contiguous() for length in (len(sizes), 2)]
-    asked = []
-    monkeypatch.setattr(Priors, "next", lambda priors, codes, ours=Priors.next: asked.append(codes) or ours(priors, codes))
-    found = model.beam(batch, widths, avoid=avoid)
-    assert len(asked) == len(sizes)
-    monkeypatch.setattr(native, "library", lambda: None)
-    expected = model.beam(batch, widths, avoid=avoid)
-    assert len(asked) == len(sizes)
-    assert torch.equal(found.sids, expected.sids)
-    torch.testing.assert_close(found.log_prob, expected.log_prob, rtol=0, atol=1e-4)
 
 
 def test_fewer_results_are_the_first_of_more(trained: Grm, world: SmallWorld) -> None:

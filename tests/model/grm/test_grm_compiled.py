@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from kernels import native
+from kernels.prior import Priors
 from kernels.trie import Prefixes, Trie
 from kernels.trie.layered import Layered
 from model.grm import Grm, GrmBatch, Query, collate
@@ -104,6 +105,27 @@ def test_it_finds_what_torch_finds(seed: int) -> None:
     if (best := found.sids[:, 0]).min() >= 0:
         told = model.log_prob(batch.with_targets(best.tolist())).sum(1).detach()
         torch.testing.assert_close(found.log_prob[:, 0], told, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("changes", [{}, {"codes": (40, 33, 70, 9), "d_prefix": 12}, {"value_buckets": 3, "value_rank": 0.5}])
+def test_priors_in_one_call_find_what_three_priors_find(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = shaken(Grm(small_config(**changes)))
+    sizes = model.config.codes
+    catalogue = torch.stack([torch.randint(size, (60,), generator=torch.Generator().manual_seed(size)) for size in sizes], 1)
+    items = np.arange(60)
+    batch = asked(model, 5, Vocabulary(items, catalogue.int().numpy(), np.full(60, 9000), items % 12, sizes))
+    model.followers.learn(model.resolve(batch).memory, catalogue[:5])
+    widths = [6, 20, 20, 20][: len(sizes)]
+    avoid = [model.beam(batch, widths).sids[:, ::2, :length].contiguous() for length in (len(sizes), 2)]
+    said = []
+    monkeypatch.setattr(Priors, "next", lambda priors, codes, ours=Priors.next: said.append(codes) or ours(priors, codes))
+    found = model.beam(batch, widths, avoid=avoid)
+    assert len(said) == len(sizes)
+    monkeypatch.setattr(native, "library", lambda: None)
+    expected = model.beam(batch, widths, avoid=avoid)
+    assert len(said) == len(sizes)
+    assert torch.equal(found.sids, expected.sids)
+    torch.testing.assert_close(found.log_prob, expected.log_prob, rtol=0, atol=1e-4)
 
 
 def test_where_other_operations_round_to_bfloat16_it_finds_what_torch_finds() -> None:
