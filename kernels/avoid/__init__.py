@@ -32,7 +32,7 @@ def allowed(codes: Tensor, prefixes: Tensor, vocabulary: int) -> Tensor:
     lib = native.library() if codes.device.type == "cpu" and dispatch.direct("auto", codes) else None
     if lib is None:
         return reference.allowed(codes, prefixes, vocabulary)
-    codes, prefixes = codes.contiguous(), prefixes.contiguous()
+    codes, prefixes = codes.long().contiguous(), prefixes.long().contiguous()
     rows = codes.shape[0] * codes.shape[1]
     words = torch.empty(rows, -(-vocabulary // 32), dtype=torch.int32)
     asked = _Avoid(

@@ -51,7 +51,7 @@ def pooled(tables: Sequence[Tensor], values: Tensor, lengths: Tensor) -> Tensor:
     lib = native.library()
     assert lib is not None
     bags, width = len(lengths) // len(tables), tables[0].shape[1]
-    values, lengths = values.contiguous(), lengths.int().contiguous()
+    values, lengths = values.long().contiguous(), lengths.int().contiguous()
     if len(lengths) != bags * len(tables):
         raise ValueError(f"{len(lengths)} bags of {len(tables)} features: as many of each are expected")
     out = native.floats(bags, len(tables) * width)

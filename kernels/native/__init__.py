@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from importlib import metadata
 from importlib.util import find_spec
@@ -173,9 +173,13 @@ def over_rows(call: Callable[[int, int], object], rows: int, least: int) -> None
         return
     ends = [rows * part // parts // ROW_TILE * ROW_TILE for part in range(parts)] + [rows]
     waiting = [_pool(parts - 1).submit(call, *ends[part : part + 2]) for part in range(1, parts)]
-    call(*ends[:2])
-    for one in waiting:
-        one.result()
+    try:
+        call(*ends[:2])
+        for one in waiting:
+            one.result()
+    except BaseException:
+        wait(waiting)  # the others still write to memory that is gone when this has been left
+        raise
 
 
 ROW_TILE = 8

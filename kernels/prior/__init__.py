@@ -46,10 +46,10 @@ class Priors:
         lib = native.library()
         assert lib is not None
         self._lib, self._prefixes, self._starts = lib, prefixes, watched.starts
-        table, liked = prefixes.table.contiguous(), watched.liked.contiguous()
+        table, liked = prefixes.table.contiguous(), watched.liked.bool().contiguous()
         self._weights = watched.weight.contiguous(), followed.weight.contiguous()
         scales = (ctypes.c_float * len(followed.scales))(*followed.scales)
-        codes, mass = (watched.codes.contiguous(), followed.codes.contiguous()), followed.mass.contiguous()
+        codes, mass = (watched.codes.long().contiguous(), followed.codes.long().contiguous()), followed.mass.contiguous()
         self._read = table, liked, scales, codes, mass  # kept alive
         self._asked = asked = _Prior()
         asked.levels, (asked.rows, asked.depth), asked.table = len(prefixes.spread), table.shape, table.data_ptr()

@@ -199,7 +199,7 @@ class Steps:
         extra = None if extra is None else extra.float().contiguous()
         node = None if node is None else node.int().contiguous()
         bitmask = None if bitmask is None else bitmask.contiguous()
-        cumulative = cumulative.contiguous()
+        cumulative = cumulative.float().contiguous()
         score, found = native.floats(self._batch, k), torch.empty(2, self._batch, k, dtype=torch.int32)
         at = work.data_ptr()
         asked.head, asked.bias, asked.extra = self._packed.heads[level].data_ptr(), bias.data_ptr(), native.address(extra)

@@ -27,6 +27,7 @@ def test_bags_hold_the_sums_of_their_rows(features: int, count: int, width: int)
     found = bags.pooled(tables, values, lengths)
     exact = bags.reference.pooled([table.double() for table in tables], values, lengths)
     assert found.shape == (count, features * width)
+    assert torch.equal(bags.pooled(tables, values.int(), lengths.long()), found)
     torch.testing.assert_close(found.double(), exact, rtol=0, atol=2e-6)
 
 

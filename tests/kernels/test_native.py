@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -133,3 +134,18 @@ def test_without_a_library_one_line_says_what_to_do_and_selections_are_the_same(
     assert remedy in line and "\n" not in line
     assert_same(*found)
     assert found[0][2][0, 0] == logits[0, int(found[0][1][0, 0])].argmax()
+
+
+def test_a_call_that_fails_or_is_interrupted_ends_when_all_of_its_threads_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    def call(first: int, _: int) -> None:
+        if first == 0:
+            raise KeyboardInterrupt
+        time.sleep(0.05)
+        ended.append(first)
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    with pytest.raises(KeyboardInterrupt):
+        native.over_rows(call, 240, 8)
+    assert sorted(ended) == [80, 160]

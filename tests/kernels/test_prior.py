@@ -146,3 +146,16 @@ def test_what_may_follow_has_the_bits_of_the_definition(vocabulary: int, level: 
     asked = {(row, *prefix) for row, one in enumerate(prefixes.tolist()) for prefix in one}
     wanted = [[(row, *beam, code) not in asked for code in range(vocabulary)] for row, one in enumerate(codes.tolist()) for beam in one]
     assert unpack(found, vocabulary).tolist() == wanted
+
+
+@needs_library
+def test_codes_of_32_bits_and_weights_that_are_views_say_the_same() -> None:
+    case = Case(*SIZES[0], 2, 9, 20)
+    codes, prefixes = case.beams(2, 6), case.sids(2, 8)[..., :3]
+    expected = case.rows(slice(None)).next(codes), avoid.allowed(codes, prefixes, 64)
+    case.watched = case.watched._replace(codes=case.watched.codes.int(), liked=case.watched.liked.int())
+    case.followed = case.followed._replace(codes=case.followed.codes.int(), mass=case.followed.mass.t().contiguous().t())
+    spread = [each.t().contiguous().t() for each in case.prefixes.spread]
+    case.prefixes = PrefixTable(case.prefixes.table, spread)
+    assert torch.equal(case.rows(slice(None)).next(codes), expected[0])
+    assert torch.equal(avoid.allowed(codes.int(), prefixes.int(), 64), expected[1])
