@@ -60,6 +60,11 @@ class Fence:
         offset = mmap.PAGESIZE + (inside - size if self._behind else 0)
         return torch.frombuffer(pages, dtype=dtype, count=like.numel(), offset=offset).view(like.shape)
 
+    def scratch(self, size: int) -> int:
+        """As `native.scratch`, but no larger than what is asked."""
+        self._scratch = self.empty(size, dtype=torch.uint8)
+        return self._scratch.data_ptr()
+
     def copy(self, values: Tensor) -> Tensor:
         return self.empty(values.shape, dtype=values.dtype).copy_(values)
 
@@ -76,7 +81,7 @@ class Fence:
             patch.object(torch, "empty", self.empty),
             patch.object(torch, "zeros", lambda *shape, **named: self.empty(*shape, **named).zero_()),
             patch.object(torch, "empty_like", lambda like: self.empty(like.shape, dtype=like.dtype)),
-            patch.object(native, "_of_thread", type("Fresh", (), {})()),
+            patch.object(native, "scratch", self.scratch),
         ]
         for each in self._patches:
             each.start()
@@ -102,7 +107,7 @@ def selections() -> list[Callable[[Callable[[Any], Any]], Selection]]:
 def search(case: Case, lengths: Tensor, products: torch.dtype, of: Callable[[Any], Any]) -> list[Tensor]:
     """Three levels with masks and a prior, and logits: all that `Steps` does."""
     generator = torch.Generator().manual_seed(1)
-    codes, d, widths = len(case.bias), case.shape.width, (5, 12, 20)
+    codes, d, widths = len(case.bias), case.shape.width, (5, 12, 50)
     packed = Packed(case.shape, of(case.layers), of(case.heads * 3), products)
     steps = Steps(packed, of(case.contexts), of(lengths), 4, max(widths))
     table, place = of(torch.randn(codes, d, generator=generator)), of(torch.randn(d, generator=generator))
@@ -127,7 +132,7 @@ def beside(of: Callable[[Any], Any]) -> list[Tensor]:
             case = test_prior.Case(*sizes, 2, videos, followers)
             priors = Priors(of(case.prefixes), of(case.watched), of(case.followed))
             for level, size in enumerate(sizes[0]):
-                codes = of(case.beams(level, 7 if level else 1))
+                codes = of(case.beams(level, 70 if level else 1))
                 found += [priors.next(codes), avoid.allowed(codes, of(case.sids(2, 6)[..., : level + 1]), size)]
     return found
 
