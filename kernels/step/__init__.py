@@ -24,8 +24,8 @@ from kernels.step.reference import LayerWeights
 MOST_STEPS = 64
 """Steps that a beam's attention to itself has room for."""
 
-LEAST_ROWS = 16
-"""Rows worth a thread of their own."""
+LEAST_ROWS, LEAST_ROWS_OF_UNIT = 16, 64
+"""Rows worth a thread of their own: fewer take less time than waking it. The second is for products by the matrix unit."""
 
 PRODUCTS = (torch.float32, torch.bfloat16)
 """Types of what is multiplied, weights, queries, keys and values of the context; sums, norms, softmax, the attention of a beam to its own
@@ -217,7 +217,8 @@ class Steps:
         level, rows = ctypes.byref(self._level), self._batch * self._level.step.beams
         self._level.step.step = step
         lib, size = self._lib, self._scratch_bytes
-        native.over_rows(lambda first, last: lib.level_rows(level, first, last, native.scratch(size)), rows, LEAST_ROWS)
+        few = LEAST_ROWS_OF_UNIT if self._packed.matrix_unit else LEAST_ROWS
+        native.over_rows(lambda first, last: lib.level_rows(level, first, last, native.scratch(size)), rows, few)
         return self._hidden[:rows]
 
     def stay(self) -> None:
