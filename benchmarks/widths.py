@@ -50,7 +50,7 @@ from serving.candidates import Shelf
 from serving.engine import Answered, Ask
 from serving.library import places
 from serving.model import Codebook
-from serving.policy import GrmPolicy
+from serving.policy import GrmPolicy, products
 from serving.service import MARGIN_S
 from serving.widths import Widths, ladder, name
 from streaming.records import HistoryEntry, Sample
@@ -181,7 +181,7 @@ def main() -> None:
         cache = SidCache(url)
         cache.seed(built)
         codebook = Codebook(built.version, built.content_levels, built.code_counts, Shelf(places(built), cache.videos(built.version)))
-        policy = GrmPolicy("v00000001", grm, vocabulary)
+        policy = GrmPolicy("v00000001", grm, vocabulary, products(settings.precision, torch.device("cpu")))
         clock = Clock()
 
         def service(ladder_of: Sequence[Widths], **changes: float) -> Service:
