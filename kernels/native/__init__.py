@@ -66,6 +66,8 @@ class Library:
         self.scan = of(busy, "scan", None, pointer, long, long)
         self.prior_rows = of(busy, "prior_rows", None, pointer, long, long, pointer)
         self.pool = of(busy, "pool", long, pointer)
+        self.nearest_rows = of(busy, "nearest_rows", None, pointer, long, long, pointer)
+        self.nearest_scratch = of(short, "nearest_scratch", long, pointer)
         self.avoid = of(short, "avoid", None, pointer)
         self.prior_scratch = of(short, "prior_scratch", long, pointer)
         self.level_choose = of(short, "level_choose", None, pointer, pointer)

@@ -5,6 +5,8 @@
 // maxima of bare logits serve. Ties at the bound are kept in order until there are k: work is bounded on any numbers.
 #include "select.h"
 
+#include "keys.h"
+
 
 #define NOTHING (-__builtin_inff())
 
@@ -65,45 +67,6 @@ API void scan(const Selection *s, long first, long last) {
         // A beam that is dead, or of which nothing is left.
         s->offset[row] = !dead && offset < __builtin_inff() ? offset : NOTHING;
         for (long i = 0; i < blocks(s) * LANES; i += LANES) store(maxima + i, load(maxima + i) + splat(s->offset[row]));
-    }
-}
-
-// Keys whose ascending order is that of scores descending, then of places ascending. -0.0 is 0.0.
-INLINE uint64_t key_of(float score, uint64_t place) {
-    uint32_t bits;
-    score += 0.0f;
-    __builtin_memcpy(&bits, &score, 4);
-    bits ^= bits >> 31 ? 0xffffffffu : 0x80000000u;
-    return (uint64_t)~bits << 32 | place;
-}
-
-INLINE float score_of(uint64_t key) {
-    uint32_t bits = ~(uint32_t)(key >> 32);
-    bits ^= bits >> 31 ? 0x80000000u : 0xffffffffu;
-    float score;
-    __builtin_memcpy(&score, &bits, 4);
-    return score;
-}
-
-// The k smallest of n distinct keys come first, in no order: one radix digit after the other, the same work on any numbers.
-static void smallest_first(uint64_t *keys, long n, long k, uint64_t *spare) {
-    for (int shift = 56; shift >= 0 && k < n; shift -= 8) {
-        long count[257] = {0}, below = 0, within, digit = 0;
-        for (long i = 0; i < n; i++) count[keys[i] >> shift & 255]++;
-        while (below + count[digit] < k) below += count[digit++];
-        within = count[digit];
-        if (within == n) continue;
-        // Those of smaller digits stay, those of this one are searched on.
-        long stays = 0, open = 0;
-        for (long i = 0; i < n; i++) {
-            long d = keys[i] >> shift & 255;
-            if (d < digit)
-                keys[stays++] = keys[i];
-            else if (d == digit)
-                spare[open++] = keys[i];
-        }
-        __builtin_memcpy(keys + stays, spare, open * sizeof *keys);
-        keys += stays, k -= stays, n = open;
     }
 }
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
-from kernels.nearest import cpu
+from kernels.nearest import cpu, native
 from kernels.trie import Trie
 
 
@@ -36,8 +36,10 @@ def nearest(wanted: Tensor, places: Tensor, k: int = 1) -> tuple[Tensor, Tensor]
     """
     if wanted.dim() != 2 or places.dim() != 2 or wanted.shape[1] != places.shape[1] or not 1 <= k <= len(places):
         raise ValueError(f"wanted {list(wanted.shape)}, places {list(places.shape)}, k {k}: [M, d], [N, d] and 1 ≤ k ≤ N are expected")
-    # On a GPU too this is a library's product and a selection.
-    return cpu.nearest(wanted, places, k) if dispatch.direct("torch", wanted) else _nearest(wanted, places, k)
+    # On a GPU this is a library's product and a selection.
+    if not dispatch.direct("torch", wanted):
+        return _nearest(wanted, places, k)
+    return native.nearest(wanted, places, k) if native.fits(wanted, places, k) else cpu.nearest(wanted, places, k)
 
 
 def nearest_sid(

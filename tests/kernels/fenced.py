@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from kernels import avoid, bags, native
+from kernels.nearest import native as nearest
 from kernels.prior import Priors
 from kernels.selection import Selection
 from kernels.selection import native as selection
@@ -125,8 +126,11 @@ def search(case: Case, lengths: Tensor, products: torch.dtype, of: Callable[[Any
 
 
 def beside(of: Callable[[Any], Any]) -> list[Tensor]:
-    """What a search asks beside its steps: sums of embeddings, priors, and what is to be avoided."""
+    """What a feed needs beside the steps of its search: sums of embeddings, priors, what is to be avoided, and what is near."""
     found = [bags.pooled(*of(test_bags.case(features, 33, width))) for features, width in ((1, 4), (3, 16), (4, 37))]
+    for wanted, places, width, k in ((1, 1, 1, 1), (16, 40, 16, 5), (17, 2049, 3, 24), (33, 2100, 17, 128), (40, 4096, 64, 7)):
+        generator = torch.Generator().manual_seed(k)
+        found += nearest.nearest(*of([torch.randn(count, width, generator=generator) for count in (wanted, places)]), k)
     for sizes in test_prior.SIZES:
         for videos, followers in ((33, 128), (0, 5), (9, 0)):
             case = test_prior.Case(*sizes, 2, videos, followers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from kernels.nearest import cpu, nearest, nearest_children, nearest_sid, referen
 from kernels.trie import Trie
 
 Found = tuple[torch.Tensor, torch.Tensor]
+Find = Callable[[torch.Tensor, torch.Tensor, int], Found]
 COUNTS, WIDTH = (6, 40, 7), 3
 
 
@@ -31,9 +34,19 @@ def world(seed: int, count: int = 300, grid: bool = True) -> tuple[Trie, list[to
     return Trie.build(sids(count), COUNTS), [(4 * book).round() / 4 if grid else book for book in books], sids(12)
 
 
+def alike(found: Found, expected: Found) -> None:
+    """Equal rows, and distances that differ by the order of their sums at most."""
+    assert torch.equal(found[1], expected[1])
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-14, atol=0)
+
+
+both_ways = pytest.mark.parametrize("nearest", [nearest, cpu.nearest], ids=["compiled", "torch"])
+
+
+@both_ways
 @settings(max_examples=60, deadline=None)
 @given(
-    wanted=st.integers(1, 20),
+    wanted=st.integers(1, 40),
     places=st.integers(1, 300),
     dimensions=st.sampled_from([1, 3, 64]),
     k=st.integers(1, 9),
@@ -41,23 +54,25 @@ def world(seed: int, count: int = 300, grid: bool = True) -> tuple[Trie, list[to
     seed=st.integers(0, 2**31),
 )
 def test_it_finds_what_brute_force_finds_in_the_same_order(
-    wanted: int, places: int, dimensions: int, k: int, grid: bool, seed: int
+    nearest: Find, wanted: int, places: int, dimensions: int, k: int, grid: bool, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     asked, known = torch.randn(wanted, dimensions, generator=generator), torch.randn(places, dimensions, generator=generator)
     if grid:  # many equal distances
         asked, known = asked.round(), known.round()
     k = min(k, places)
-    same(nearest(asked, known, k), reference.nearest(asked, known, k))
+    alike(nearest(asked, known, k), reference.nearest(asked, known, k))
 
 
-def test_a_place_that_exists_is_its_own_nearest_at_distance_zero() -> None:
+@both_ways
+def test_a_place_that_exists_is_its_own_nearest_at_distance_zero(nearest: Find) -> None:
     known = torch.randn(3000, 64, generator=torch.Generator().manual_seed(0)) * 100
-    distance, row = nearest(known, known)
+    distance, row = nearest(known, known, 1)
     assert row[:, 0].tolist() == list(range(3000)) and not distance.any()
 
 
-def test_the_answer_does_not_depend_on_the_batch() -> None:
+@both_ways
+def test_the_answer_does_not_depend_on_the_batch(nearest: Find) -> None:
     generator = torch.Generator().manual_seed(1)
     known = torch.nn.functional.normalize(torch.randn(2000, 64, generator=generator), dim=1)
     asked = torch.randn(50, 64, generator=generator)
@@ -67,7 +82,8 @@ def test_the_answer_does_not_depend_on_the_batch() -> None:
         assert torch.equal(alone[0][0], distance[one]) and torch.equal(alone[1][0], row[one])
 
 
-def test_places_far_from_the_origin_are_told_apart_although_the_product_rounds_their_differences_away() -> None:
+@both_ways
+def test_places_far_from_the_origin_are_told_apart_although_the_product_rounds_their_differences_away(nearest: Find) -> None:
     generator = torch.Generator().manual_seed(2)
     known = 100 + 1e-3 * torch.randn(400, 64, generator=generator)
     asked = 100 + 1e-3 * torch.randn(20, 64, generator=generator)
@@ -75,17 +91,36 @@ def test_places_far_from_the_origin_are_told_apart_although_the_product_rounds_t
     assert torch.equal(nearest(asked, known, 3)[1], exact.sort(dim=1, stable=True).indices[:, :3])
 
 
+@both_ways
+@pytest.mark.parametrize(("places", "k"), [(2048, 24), (2049, 24), (5000, 128), (5000, 129), (7000, 1), (2060, 40)])
+def test_many_places_on_a_grid_keep_the_order_of_equal_distances(nearest: Find, places: int, k: int) -> None:
+    generator = torch.Generator().manual_seed(places)
+    known, asked = (torch.randint(-2, 3, (count, 5), generator=generator).float() for count in (places, 37))
+    known[::97] = known[0]
+    same(nearest(asked, known, k), reference.nearest(asked, known, k))
+
+
+@both_ways
+def test_one_place_that_is_no_number_among_many_leaves_the_others_as_they_are(nearest: Find) -> None:
+    generator = torch.Generator().manual_seed(4)
+    known, asked = torch.randn(4500, 20, generator=generator), torch.randn(33, 20, generator=generator)
+    for wrong in (torch.nan, torch.inf, -torch.inf):
+        known[2100, 3] = wrong
+        alike(nearest(asked, known, 7), reference.nearest(asked, known, 7))
+
+
 def test_more_neighbours_than_places_are_refused() -> None:
     with pytest.raises(ValueError, match="are expected"):
         nearest(torch.zeros(1, 2), torch.zeros(3, 2), 4)
 
 
-def test_what_is_no_number_or_endless_is_not_found_and_large_numbers_are() -> None:
+@both_ways
+def test_what_is_no_number_or_endless_is_not_found_and_large_numbers_are(nearest: Find) -> None:
     asked = torch.tensor([[0.0, 0.0], [3e25, 0.0], [torch.nan, 0.0]])
     known = torch.tensor([[torch.nan, 0.0], [3e25, 0.0], [torch.inf, 1.0], [1.0, 1.0], [-2e25, 0.0]])
     distance, row = nearest(asked, known, 4)
     assert row.tolist() == [[3, 4, 1, -1], [1, 3, 4, -1], [-1] * 4] and bool((distance[row < 0] == torch.inf).all())
-    same((distance, row), reference.nearest(asked, known, 4))
+    alike((distance, row), reference.nearest(asked, known, 4))
 
 
 @pytest.mark.parametrize("nodes", [1, 3])
