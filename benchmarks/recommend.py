@@ -152,7 +152,7 @@ class Service:
         self.agreement = Agreement(
             rungs, least=settings.least_agreement, share=settings.shadow_share, recent=lambda: self.engine.recent, clock=clock
         )
-        self.widths = WidthPolicy(rungs, self.agreement.verdicts, settings.max_batch)
+        self.widths = WidthPolicy(rungs, self.agreement.verdicts, self.agreement.shares, settings.max_batch, policy.precision)
         self.batcher: Batcher[Ask, Answered] = Batcher(self.engine.answer, widths=self.widths, spare=self.agreement.step, clock=clock)
         log = EventLog(Discarding(), Discarding(), self.metrics, attribution_ms=round(Samples().attribution_window_s * 1000))
         recommender = Recommender(

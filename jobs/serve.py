@@ -84,7 +84,9 @@ class Server:
         agreement = Agreement(
             rungs, least=settings.serving.least_agreement, share=settings.serving.shadow_share, recent=lambda: engine.recent
         )
-        widths = WidthPolicy(rungs, agreement.verdicts, settings.serving.max_batch)
+        widths = WidthPolicy(
+            rungs, agreement.verdicts, agreement.shares, settings.serving.max_batch, str(searched_in).removeprefix("torch.")
+        )
         self._metrics.ladder(widths, agreement)
         self._batcher: Batcher[Ask, Answered] = Batcher(engine.answer, widths=widths, spare=agreement.step)
         self._log = EventLog(

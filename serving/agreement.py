@@ -78,6 +78,10 @@ class Agreement:
             self._follow(recent[0])
         return [self._verdict(one) for one in self.evidence]
 
+    def shares(self) -> list[float]:
+        """By rung, the share of the full search's best that it finds; NaN where nothing is known."""
+        return [one.mean for one in self.evidence]
+
     def step(self) -> bool:
         """Do one search, if it is time for one; answers whether there may be more to do now. Never raises."""
         began_s = self._clock()

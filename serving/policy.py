@@ -35,6 +35,7 @@ class GrmPolicy:
         self.version = version
         self._grm = grm.eval()
         self._grm.decoder.products = products
+        self.precision = str(products).removeprefix("torch.")
         self._device = grm.decoder.start.device
         graphed = self._device.type == "cuda" and not grm.config.experts
         self._search = BeamGraph(grm) if graphed else grm.beam

@@ -2,7 +2,8 @@
 
 Every level pays for the beams that the one before it kept, so a rung narrows the first levels first (GR4AD's dynamic beam width) and
 leaves the last one as it is: nothing follows it. Load and deadline choose the rung (GR4AD's traffic-aware beam search). What a rung costs
-is learnt from the batches that are answered, and which rungs may be used is for `serving.agreement` to say.
+is learnt from the batches that are answered, and which rungs may be used is for `serving.agreement` to say. Under load a rung has to pay:
+the people who are answered in the same time, times what each gets of the full search's results, must not be less than with the full search.
 """
 
 from __future__ import annotations
@@ -17,11 +18,8 @@ Widths = tuple[int, int, int, int]
 NARROWEST: Final = 8
 SHARE_OF_SLACK: Final = 0.5  # of the time that is left, what a batch may plan to use: the rest is for being wrong
 MOST_OF_SLACK: Final = 0.75  # what it may plan to use before its answers count as late
-FIRST_GUESS_S: Final = (
-    0.012,
-    0.0007,
-    0.0001,
-)  # of a batch, of a row and of a row's beam: the laptop model on a CPU, until batches were timed
+FIRST_GUESS_S: Final = {"float32": (0.0038, 0.00057, 0.000066), "bfloat16": (0.0035, 0.00087, 0.000004)}
+"""Of a batch, of a row and of a row's beam, by the precision of the search: the laptop model on a CPU, until batches were timed."""
 PACE, SHAPE = 0.1, 0.02  # how far one batch moves the pace of the machine, and its own estimate beside the others
 
 
@@ -29,7 +27,7 @@ class Verdict(Enum):
     """What the gate of quality says of a rung."""
 
     ALLOWED = "it keeps enough of the full search's results"
-    UNKNOWN = "too little is known of it: better than a degraded answer"
+    UNKNOWN = "too little is known of it, or it does not pay: better than a degraded answer"
     REFUSED = "it keeps too little"
 
 
@@ -68,8 +66,8 @@ class Costs:
     rung that was not used for long does not keep the estimate of a slower hour. Rows are rounded up to powers of two.
     """
 
-    def __init__(self, rungs: Sequence[Widths], max_batch: int) -> None:
-        batch_s, row_s, beam_s = FIRST_GUESS_S
+    def __init__(self, rungs: Sequence[Widths], max_batch: int, precision: str = "float32") -> None:
+        batch_s, row_s, beam_s = FIRST_GUESS_S[precision]
         rows_s = [row_s + beam_s * sum(widths[:3]) / 3 for widths in rungs]
         self._pace = 1.0
         self._shape = [[batch_s + one_s * 2**size for size in range(_size(max_batch) + 1)] for one_s in rows_s]
@@ -122,14 +120,23 @@ class WidthPolicy:
     Args:
         rungs: from the full search down.
         verdicts: on each of them, now.
+        shares: of the full search's results, what each of them finds, now; only those of allowed ones are looked at.
         max_batch: rows at a time.
+        precision: of the search, for the first guess of its costs.
     """
 
-    def __init__(self, rungs: Sequence[Widths], verdicts: Callable[[], Sequence[Verdict]], max_batch: int) -> None:
+    def __init__(
+        self,
+        rungs: Sequence[Widths],
+        verdicts: Callable[[], Sequence[Verdict]],
+        shares: Callable[[], Sequence[float]],
+        max_batch: int,
+        precision: str = "float32",
+    ) -> None:
         self.rungs = list(rungs)
         self.max_batch = max_batch
-        self.costs = Costs(rungs, max_batch)
-        self._verdicts = verdicts
+        self.costs = Costs(rungs, max_batch, precision)
+        self._verdicts, self._shares = verdicts, shares
 
     def quickest_s(self, rows: int) -> float:
         """Seconds that so many requests take at least."""
@@ -139,4 +146,12 @@ class WidthPolicy:
         """For a batch of `rows` whose earliest deadline is in `slack_s`, while `waiting` others want to be answered after it."""
         most = self.max_batch
         costs = [self.costs(rung, rows) + waiting * self.costs(rung, most) / most for rung in range(len(self.rungs))]
-        return choose(costs, self._verdicts(), slack_s)
+        return choose(costs, self._paying(), slack_s)
+
+    def _paying(self) -> list[Verdict]:
+        """The verdicts; an allowed rung that does not pay is only better than a degraded answer."""
+        most = [self.costs(rung, self.max_batch) for rung in range(len(self.rungs))]
+        return [
+            Verdict.UNKNOWN if verdict is Verdict.ALLOWED and share * most[0] < cost else verdict
+            for verdict, share, cost in zip(self._verdicts(), self._shares(), most, strict=True)
+        ]

@@ -166,7 +166,7 @@ class World:
         engine = Engine(self.slot, self.features, self.cache, self.popularity, self.metrics, random.Random(5))
         rungs = ladder(16)
         self.agreement = Agreement(rungs, least=0.9, share=0.1, recent=lambda: engine.recent)
-        widths = WidthPolicy(rungs, self.agreement.verdicts, max_batch=8)
+        widths = WidthPolicy(rungs, self.agreement.verdicts, self.agreement.shares, max_batch=8)
         self.metrics.ladder(widths, self.agreement)
         self.batcher: Batcher[Ask, Answered] = Batcher(engine.answer, widths=widths, spare=self.agreement.step)
         self.recommender = Recommender(

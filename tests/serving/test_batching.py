@@ -17,7 +17,7 @@ def soon(seconds: float = 20.0) -> float:
 
 def steady(max_batch: int) -> WidthPolicy:
     """One width for every load."""
-    return WidthPolicy([uniform(16)], lambda: [Verdict.ALLOWED], max_batch)
+    return WidthPolicy([uniform(16)], lambda: [Verdict.ALLOWED], lambda: [1.0], max_batch)
 
 
 def test_a_batch_has_as_many_rows_as_can_be_answered_in_time_and_at_least_one():
@@ -139,7 +139,7 @@ def test_a_crowd_is_searched_narrower_than_one_person_is():
         time.sleep(0.001)
         return asks
 
-    policy = WidthPolicy(ladder(16), lambda: [Verdict.ALLOWED] * 3, 4)
+    policy = WidthPolicy(ladder(16), lambda: [Verdict.ALLOWED] * 3, lambda: [1.0] * 3, 4)
     for _ in range(200):
         policy.costs.learn(0, 4, 0.4)
         policy.costs.learn(1, 4, 0.35)

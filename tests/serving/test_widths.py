@@ -72,7 +72,7 @@ batches = st.lists(st.tuples(st.integers(0, 4), st.integers(1, 16), st.floats(1e
 
 @given(batches, st.integers(1, 15), st.integers(0, 100), st.integers(0, 100), seconds)
 def test_more_load_never_gives_a_wider_rung_whatever_was_measured(learnt, rows, waiting, more_waiting, slack_s):
-    policy = WidthPolicy(ladder(32), lambda: [ALLOWED, UNKNOWN, ALLOWED, REFUSED, UNKNOWN], max_batch=16)
+    policy = WidthPolicy(ladder(32), lambda: [ALLOWED, UNKNOWN, ALLOWED, REFUSED, UNKNOWN], lambda: [1.0] * 5, max_batch=16)
     for rung, size, took_s in learnt:
         policy.costs.learn(rung, size, took_s)
     here = policy.rung(rows, waiting, slack_s)
@@ -81,14 +81,26 @@ def test_more_load_never_gives_a_wider_rung_whatever_was_measured(learnt, rows, 
 
 
 def test_those_who_wait_behind_a_batch_make_it_narrower():
-    policy = WidthPolicy(ladder(32), lambda: [ALLOWED] * 5, max_batch=16)
+    policy = WidthPolicy(ladder(32), lambda: [ALLOWED] * 5, lambda: [1.0] * 5, max_batch=16)
     assert policy.rung(1, 0, 0.15) == 0
     assert policy.rung(1, 40, 0.15) > 0
 
 
+def test_a_rung_that_loses_more_than_it_saves_is_used_only_where_the_answer_would_be_degraded():
+    shares = [1.0, 0.9, 0.9]
+    policy = WidthPolicy(ladder(16), lambda: [ALLOWED, ALLOWED, REFUSED], lambda: shares, max_batch=16)
+    for _ in range(400):
+        for rung, took_s in enumerate((0.100, 0.094, 0.090)):
+            policy.costs.learn(rung, 16, took_s)
+    assert policy.rung(16, 0, 0.19) == 0  # the second saves 6% and loses 10%
+    assert policy.rung(16, 0, 0.13) == 1
+    shares[1] = 0.96
+    assert policy.rung(16, 0, 0.19) == 1
+
+
 def test_a_batch_is_as_large_as_the_narrowest_usable_rung_can_answer_in_time():
     verdicts = [ALLOWED, UNKNOWN, REFUSED]
-    policy = WidthPolicy(ladder(16), lambda: verdicts, max_batch=16)
+    policy = WidthPolicy(ladder(16), lambda: verdicts, lambda: [1.0] * 3, max_batch=16)
     assert policy.quickest_s(8) == policy.costs(1, 8) > policy.costs(2, 8)
     verdicts[2] = UNKNOWN
     assert policy.quickest_s(8) == policy.costs(2, 8)
