@@ -22,15 +22,6 @@ API long nearest_scratch(const Nearest *n) {
     return 4 * (padded(n->places) + PANEL * n->width + STRIP * PANEL) + 2 * 8 * (STRIP / GROUP);
 }
 
-INLINE float squared_length(const float *x, long n) {
-    vec acc = splat(0.0f);
-    long i = 0;
-    for (; i + LANES <= n; i += LANES) acc = fma16(load(x + i), load(x + i), acc);
-    float total = sum(acc);
-    for (; i < n; i++) total += x[i] * x[i];
-    return total;
-}
-
 INLINE double measured(const float *a, const float *b, long n) {
     wide acc = {0};
     long i = 0;
@@ -77,7 +68,8 @@ API void nearest_rows(const Nearest *n, long first, long last, float *scratch) {
     float *length = scratch, *packed = length + padded(n->places), *half = packed + PANEL * n->width, longest = 0.0f;
     uint64_t *keys = (uint64_t *)(half + STRIP * PANEL);
     for (long row = 0; row < n->places; row++) {
-        length[row] = squared_length(n->place + row * n->width, n->width);
+        const float *place = n->place + row * n->width;
+        length[row] = dot(place, place, n->width);
         // A length that is no number makes the longest none, too, and then everybody is measured.
         if (!(length[row] <= longest)) longest = length[row] > longest ? length[row] : __builtin_inff();
     }
@@ -89,7 +81,8 @@ API void nearest_rows(const Nearest *n, long first, long last, float *scratch) {
                 limit[q] = -__builtin_inff();
                 continue;
             }
-            own[q] = squared_length(n->want + (first + q) * n->width, n->width);
+            const float *want = n->want + (first + q) * n->width;
+            own[q] = dot(want, want, n->width);
             error[q] = ROUNDING * (float)n->width * 0x1p-23f * (own[q] + longest);
             for (long i = 0; i < n->k; i++) n->distance[(first + q) * n->k + i] = __builtin_inf(), n->row[(first + q) * n->k + i] = -1;
         }

@@ -65,15 +65,6 @@ static Scratch parts(const Step *s, float *at) {
     return made;
 }
 
-INLINE float dot(const float *a, const float *b, long n) {
-    vec acc = splat(0.0f);
-    long i = 0;
-    for (; i + LANES <= n; i += LANES) acc = fma16(load(a + i), load(b + i), acc);
-    float total = sum(acc);
-    for (; i < n; i++) total += a[i] * b[i];
-    return total;
-}
-
 // Rows [m, d] divided by their root mean square.
 static void norm(const Step *s, long m, const float *x, float *to, long ldt) {
     long d = s->width;

@@ -78,3 +78,12 @@ INLINE vec log_of_one_plus(vec x) {
     p = fma16(p * z, s, s + s);
     return fma16(__builtin_convertvector(n, vec), splat(0.69314718f), p);
 }
+
+INLINE float dot(const float *a, const float *b, long n) {
+    vec acc = splat(0.0f);
+    long i = 0;
+    for (; i + LANES <= n; i += LANES) acc = fma16(load(a + i), load(b + i), acc);
+    float total = sum(acc);
+    for (; i < n; i++) total += a[i] * b[i];
+    return total;
+}

@@ -108,6 +108,9 @@ class Steps:
         contexts: keys and values of each layer, float32[B, S, G, D]; layers that share theirs give the same tensors.
         lengths: int32[B], positions of each request that are there, the first ones; None: all.
         steps: at most `MOST_STEPS`. slots: the most beams at any step.
+
+    Raises:
+        ValueError: by a step beyond `steps`, or of more beams than `slots`.
     """
 
     def __init__(self, packed: Packed, contexts: Sequence[tuple[Tensor, Tensor]], lengths: Tensor | None, steps: int, slots: int) -> None:
@@ -214,8 +217,13 @@ class Steps:
         return score, found[0], found[1]
 
     def _run(self, step: int) -> Tensor:
-        level, rows = ctypes.byref(self._level), self._batch * self._level.step.beams
-        self._level.step.step = step
+        now, level = self._level.step, ctypes.byref(self._level)
+        rows = self._batch * now.beams
+        if rows > len(self._hidden) or not 0 <= step < now.steps:
+            raise ValueError(
+                f"step {step} of {now.steps}, {now.beams} beams in {now.slots} slots: no more of either than there was room made for"
+            )
+        now.step = step
         lib, size = self._lib, self._scratch_bytes
         few = LEAST_ROWS_OF_UNIT if self._packed.matrix_unit else LEAST_ROWS
         native.over_rows(lambda first, last: lib.level_rows(level, first, last, native.scratch(size)), rows, few)

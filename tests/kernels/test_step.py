@@ -134,3 +134,16 @@ def test_without_the_library_products_are_refused_by_name(monkeypatch: pytest.Mo
     case = Case(SHAPES[0], 1, [1], 4)
     with pytest.raises(ValueError, match="this machine computes"):
         Packed(case.shape, case.layers, case.heads, torch.float32)
+
+
+@needs_library
+def test_a_step_or_beams_that_there_is_no_room_for_are_refused() -> None:
+    case = Case(SHAPES[0], 2, [1, 4], 5)
+    steps = Steps(Packed(case.shape, case.layers, case.heads, torch.float32), case.contexts, None, 2, 3)
+    steps.start(torch.zeros(2, 3, 0, dtype=torch.int64), case.hidden[1][:6])
+    with pytest.raises(ValueError, match="step 2 of 2, 3 beams in 3 slots"):
+        steps.run(2)
+    table, position = torch.zeros(4, case.shape.width), torch.zeros(case.shape.width)
+    steps.embed(torch.zeros(2, 4, 1, dtype=torch.int64), table, position)
+    with pytest.raises(ValueError, match="step 1 of 2, 4 beams in 3 slots"):
+        steps.run(1)
