@@ -65,7 +65,6 @@ class Library:
         self.level_rows = of(busy, "level_rows", None, pointer, long, long, pointer)
         self.scan = of(busy, "scan", None, pointer, long, long)
         self.prior_rows = of(busy, "prior_rows", None, pointer, long, long, pointer)
-        self.pool = of(busy, "pool", long, pointer)
         self.nearest_rows = of(busy, "nearest_rows", None, pointer, long, long, pointer)
         self.nearest_scratch = of(short, "nearest_scratch", long, pointer)
         self.avoid = of(short, "avoid", None, pointer)

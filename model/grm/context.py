@@ -8,9 +8,7 @@ from torch.nn import functional
 from torchrec.modules.embedding_configs import EmbeddingBagConfig
 from torchrec.modules.fused_embedding_modules import FusedEmbeddingBagCollection
 from torchrec.optim import RowWiseAdagrad
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from kernels import bags
 from model.grm.decoder import Context
 from model.grm.groups import COUNT_ROWS
 from model.grm.inputs import GAP_ROWS, KINDS, PLAY_ROWS, RANK_ROWS, GrmBatch, feature_names
@@ -49,15 +47,8 @@ class ContextProcessor(nn.Module):
         self.norm = nn.RMSNorm(config.d_head, device=device)
 
     def forward(self, batch: GrmBatch) -> Context:
-        return self.encode(self._look_up(batch.features), batch)
-
-    def _look_up(self, features: KeyedJaggedTensor) -> Tensor:
-        """float[T, features * d_sparse]."""
-        if not torch.is_grad_enabled() and hasattr(self.tables, "embedding_bags"):  # the whole tables are here, and nothing is learned
-            tables: list[Tensor] = [self.tables.embedding_bags[name].weight for name in feature_names(self.config)]  # type: ignore[index, misc]
-            if bags.fits(tables):
-                return bags.pooled(tables, features.values(), features.lengths())
-        return self.tables(features).values()
+        sparse = self.tables(batch.features).values()
+        return self.encode(sparse, batch)
 
     def encode(self, sparse: Tensor, batch: GrmBatch) -> Context:
         """From the looked-up embeddings, float[T, features * d_sparse]."""

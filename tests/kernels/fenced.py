@@ -18,13 +18,13 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from kernels import avoid, bags, native
+from kernels import avoid, native
 from kernels.nearest import native as nearest
 from kernels.prior import Priors
 from kernels.selection import Selection
 from kernels.selection import native as selection
 from kernels.step import Packed, Shape, Steps
-from tests.kernels import test_bags, test_prior
+from tests.kernels import test_prior
 from tests.kernels.test_selection import numbers
 from tests.kernels.test_selection_native import masks
 from tests.kernels.test_step import SHAPES, Case
@@ -126,8 +126,8 @@ def search(case: Case, lengths: Tensor, products: torch.dtype, of: Callable[[Any
 
 
 def beside(of: Callable[[Any], Any]) -> list[Tensor]:
-    """What a feed needs beside the steps of its search: sums of embeddings, priors, what is to be avoided, and what is near."""
-    found = [bags.pooled(*of(test_bags.case(features, 33, width))) for features, width in ((1, 4), (3, 16), (4, 37))]
+    """What a feed needs beside the steps of its search: priors, what is to be avoided, and what is near."""
+    found: list[Tensor] = []
     for wanted, places, width, k in ((1, 1, 1, 1), (16, 40, 16, 5), (17, 2049, 3, 24), (33, 2100, 17, 128), (40, 4096, 64, 7)):
         generator = torch.Generator().manual_seed(k)
         found += nearest.nearest(*of([torch.randn(count, width, generator=generator) for count in (wanted, places)]), k)

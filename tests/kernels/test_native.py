@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import platform
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,11 @@ from torch import Tensor
 from kernels import native
 from kernels.selection import logits_select
 from tests.kernels.fenced import beside, same, search, selections
+from tests.kernels.marks import needs_library
 from tests.kernels.test_selection import assert_same, numbers
 from tests.kernels.test_step import SHAPES, Case
 
 ROOT = Path(__file__).parents[2]
-
-needs_compiler = pytest.mark.skipif(find_spec("ziglang") is None, reason="no compiler on this machine")
-needs_library = pytest.mark.skipif(native.library() is None, reason="no compiled library on this machine")
 
 
 X86_WITHOUT_512_BITS = "--target=x86_64-linux-gnu -mcpu=x86_64_v3"
@@ -34,13 +33,20 @@ def flags(target: str) -> tuple[str, ...]:
     return (*target.split(), *(flag for flag in native.FLAGS if flag != "-mcpu=native"))
 
 
-@needs_compiler
+@needs_library
 @pytest.mark.parametrize("target", ["-mcpu=native", X86_WITHOUT_512_BITS, "--target=aarch64-linux-gnu"])
 def test_the_sources_compile_without_a_warning(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "LIBRARIES", tmp_path)
     monkeypatch.setattr(native, "FLAGS", (*flags(target), "-Werror"))
     assert native.compiled().stat().st_size > 0
     assert [path.suffix for path in tmp_path.iterdir()] == [".so"]  # and nothing of the compiler's own is left
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() != "x86_64", reason="another kind of machine")
+def test_the_matrix_unit_is_used_where_the_kernel_offers_it() -> None:
+    offered, instructions = ctypes.c_ulong(0), {"amx_bf16", "avx512_bf16"} <= {*native._processor().split()}
+    answered = ctypes.CDLL(None).syscall(158, 0x1021, ctypes.byref(offered)) == 0  # arch_prctl(ARCH_GET_XCOMP_SUPP)
+    assert native.matrix_unit() == (answered and instructions and bool(offered.value >> 18 & 1))
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +107,7 @@ def unknown() -> Iterator[None]:
     native.library.cache_clear()
 
 
+@needs_library
 @pytest.mark.usefixtures("unknown")
 @pytest.mark.parametrize(
     ("reason", "remedy"),
@@ -114,8 +121,6 @@ def unknown() -> Iterator[None]:
 def test_without_a_library_one_line_says_what_to_do_and_selections_are_the_same(
     reason: str, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    if reason != "no compiler" and find_spec("ziglang") is None:
-        pytest.skip("no compiler on this machine")
     logits, cumulative = numbers("integers", 2, 8, 300, torch.Generator().manual_seed(0))
     monkeypatch.setattr(native, "LIBRARIES", tmp_path)
     if reason == "no compiler":

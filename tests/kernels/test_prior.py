@@ -11,8 +11,7 @@ from torch import Tensor
 from kernels import avoid, native
 from kernels.bits import unpack
 from kernels.prior import Followed, PrefixTable, Priors, Watched, fits, followed_logits, prefix_logits, watched_logits
-
-needs_library = pytest.mark.skipif(native.library() is None, reason="no compiled library on this machine")
+from tests.kernels.marks import needs_library
 
 # Codes of each level, where the second modality begins, and width of a row: sizes that fill vectors and words, and that leave a rest.
 SIZES = [((64, 64, 64, 64), 2, 64), ((5, 3, 7), 1, 6), ((2, 300, 33), 3, 17)]

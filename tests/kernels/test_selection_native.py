@@ -15,9 +15,10 @@ from kernels import native
 from kernels.projection.reference import valid
 from kernels.selection import logits_select, reference
 from kernels.selection import native as compiled
+from tests.kernels.marks import needs_library
 from tests.kernels.test_selection import KINDS, assert_same, numbers
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiled library on this machine")
+pytestmark = needs_library
 
 SIZES = {
     "kind": st.sampled_from(KINDS),

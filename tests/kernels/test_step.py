@@ -9,9 +9,7 @@ from torch import Tensor
 from kernels import native, step
 from kernels.linear import epsilon
 from kernels.step import LayerWeights, Packed, Shape, Steps
-
-needs_library = pytest.mark.skipif(native.library() is None, reason="no compiled library on this machine")
-needs_matrix_unit = pytest.mark.skipif(not native.matrix_unit(), reason="this processor multiplies no bfloat16 matrices")
+from tests.kernels.marks import needs_library, needs_matrix_unit
 
 # Sizes that fill vectors and panels, that leave a rest of each, and the laptop preset's.
 SHAPES = [Shape(32, 2, 1, 1, 16, 64), Shape(36, 3, 3, 1, 12, 50), Shape(40, 4, 2, 2, 10, 33), Shape(256, 4, 1, 1, 64, 1024)]

@@ -25,9 +25,10 @@ from model.online.publish import Publisher, load_current
 from model.online.step import LearnerConfig, OnlineLearner
 from model.store import ModelStore
 from streaming.records import Context, HistoryEntry
+from tests.kernels.marks import needs_library
 from tests.model.conftest import START_MS, SmallWorld, small_config, small_world
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="no compiled library on this machine")
+pytestmark = needs_library
 
 SIZES = (
     {"d_model": 32, "heads": 4, "self_groups": 2},

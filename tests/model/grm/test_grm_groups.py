@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import defaultdict
 from pathlib import Path
 
@@ -180,16 +179,3 @@ def test_options_not_taken_leave_model_and_configuration_as_they_were() -> None:
 def test_groups_that_cannot_be_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"long(_events)? is"):
         small_config(**changes)
-
-
-@pytest.mark.parametrize("changes", [{}, {"managed": True}])
-def test_a_context_without_gradients_is_the_one_that_is_learned_from(changes: dict[str, object], world: SmallWorld) -> None:
-    model = Grm(dataclasses.replace(CONFIG, **changes))
-    for table in model.tables().values():
-        if table.is_floating_point():
-            table.copy_(torch.randn(table.shape, generator=torch.Generator().manual_seed(len(table))))
-    samples = world.samples(60)[-9:]
-    batch = collate([*samples, query()], world.vocabulary, model.config)
-    learned, read = model.context(model.resolve(batch)), model.encode(batch)
-    assert learned.keys[0].requires_grad and not read.keys[0].requires_grad
-    torch.testing.assert_close(read.keys[0], learned.keys[0].detach(), rtol=0, atol=1e-5)
