@@ -230,14 +230,16 @@ def time_load(service: Service, rates: Sequence[float], seconds: float) -> list[
     gc.freeze()
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     table = []
-    for rate in rates:
-        before = service.searched()
-        command = [sys.executable, "-m", "benchmarks.open_load", url, "--rate", str(rate), "--seconds", str(seconds)]
-        result = json.loads(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
-        table.append({**result, "searched": dict(service.searched() - before)})
-    server.should_exit = True
-    thread.join()
-    service.batcher.stop()
+    try:
+        for rate in rates:
+            before = service.searched()
+            command = [sys.executable, "-m", "benchmarks.open_load", url, "--rate", str(rate), "--seconds", str(seconds)]
+            result = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True, text=True).stdout)
+            table.append({**result, "searched": dict(service.searched() - before)})
+    finally:  # a client that failed has said why; the server's threads would keep this process for ever
+        server.should_exit = True
+        thread.join()
+        service.batcher.stop()
     return table
 
 
